@@ -1,0 +1,1 @@
+"""The DNS hook: answers, filters and audits every query of the venue."""

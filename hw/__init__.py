@@ -1,0 +1,1 @@
+"""The hardware at hand: serial console, LED, watchdog, flash health."""

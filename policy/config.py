@@ -1,0 +1,319 @@
+"""Typed settings, read once from UCI sections. No files: the caller brings the text.
+
+Holds the settings of each process and the reader that turns options into values. The policy's own sections
+(lists, groups, schedules, rules) are `policy.rules`' business.
+Rule: every option that is read here stands, commented, in packaging/openwrt's default configuration, and an option
+or a section that nobody reads is an error: a typing mistake must not quietly switch a duty off.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from policy.errors import ConfigError
+from policy.uci import Section, parse
+
+POLICY_SECTIONS: Final = frozenset(
+    {"policy", "list", "bundle", "profile", "group", "schedule", "calendar", "rule", "safesearch"}
+)
+"""Section types that `policy.rules` reads."""
+
+_TRUE: Final = frozenset({"1", "on", "true", "yes", "enabled"})
+_FALSE: Final = frozenset({"0", "off", "false", "no", "disabled"})
+_SIZE: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_TIME: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Options:
+    """Reads one section's options, each exactly once, and refuses what nobody asked for.
+
+    Order of calls: any of the readers, then `finish`. Raises: ConfigError, naming section and option.
+    """
+
+    def __init__(self, section: Section) -> None:
+        self.section = section
+        self._left = dict(section.options)
+        self._known: list[str] = []
+
+    def place(self, option: str) -> str:
+        """How messages call an option: `gatehouse.ring.budget`."""
+        return f"gatehouse.{self.section.name}.{option}"
+
+    def text(self, option: str, default: str) -> str:
+        """One string."""
+        self._known.append(option)
+        value = self._left.pop(option, default)
+        if isinstance(value, tuple):
+            raise ConfigError(f"{self.place(option)}: expected one value (`option`), got a list of {len(value)}")
+        return value
+
+    def texts(self, option: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Strings: `list` lines, or one `option` with blanks between them, as OpenWrt's own files do."""
+        self._known.append(option)
+        value = self._left.pop(option, default)
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    def choice(self, option: str, default: str, allowed: Iterable[str]) -> str:
+        """One of a closed set of words."""
+        value = self.text(option, default)
+        words = tuple(allowed)
+        if value not in words:
+            raise ConfigError(f"{self.place(option)}: expected one of {', '.join(words)}, got {value!r}")
+        return value
+
+    def boolean(self, option: str, default: bool) -> bool:
+        """UCI's booleans: 1/0, on/off, true/false, yes/no, enabled/disabled."""
+        value = self.text(option, "1" if default else "0").lower()
+        if value in _TRUE:
+            return True
+        if value in _FALSE:
+            return False
+        raise ConfigError(f"{self.place(option)}: expected 1 or 0, got {value!r}")
+
+    def integer(self, option: str, default: int, low: int, high: int) -> int:
+        """A whole number, decimal or 0x hexadecimal, from `low` to `high`."""
+        value = self.text(option, str(default))
+        try:
+            number = int(value, 0)
+        except ValueError:
+            raise ConfigError(f"{self.place(option)}: expected a whole number, got {value!r}") from None
+        if not low <= number <= high:
+            raise ConfigError(f"{self.place(option)}: expected {low} to {high}, got {number}")
+        return number
+
+    def size(self, option: str, default: str, low: int, high: int) -> int:
+        """Octets, written `112M`, `64k`, `1G`."""
+        return self._scaled(option, default, _SIZE, "a size such as 64M", low, high)
+
+    def duration(self, option: str, default: str, low: int, high: int) -> int:
+        """Seconds, written `30s`, `5m`, `24h`, `60d`."""
+        return self._scaled(option, default, _TIME, "a time such as 30s, 5m, 24h or 60d", low, high)
+
+    def addresses(self, option: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """IPv4 and IPv6 addresses."""
+        values = self.texts(option, default)
+        for index, value in enumerate(values):
+            try:
+                ipaddress.ip_address(value)
+            except ValueError:
+                raise ConfigError(f"{self.place(option)}[{index}]: expected an IP address, got {value!r}") from None
+        return values
+
+    def endpoints(self, option: str, default: tuple[str, ...], port: int) -> tuple[tuple[str, int], ...]:
+        """Addresses with an optional port, dnsmasq's way: `9.9.9.9`, `9.9.9.9#5353`, `2620:fe::fe#53`."""
+        found = []
+        for index, value in enumerate(self.texts(option, default)):
+            where = f"{self.place(option)}[{index}]"
+            host, _, number = value.partition("#")
+            try:
+                ipaddress.ip_address(host)
+            except ValueError:
+                raise ConfigError(f"{where}: expected an IP address, perhaps with #port, got {value!r}") from None
+            if number and not (number.isdecimal() and 0 < int(number) < 65536):
+                raise ConfigError(f"{where}: expected a port from 1 to 65535 after #, got {number!r}")
+            found.append((host, int(number) if number else port))
+        return tuple(found)
+
+    def finish(self) -> None:
+        """Every option of the section has been read; what is left is a mistake."""
+        for option in self._left:
+            near = difflib.get_close_matches(option, self._known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(self._known))}"
+            raise ConfigError(f"{self.place(option)}: unknown option{hint}")
+
+    def _scaled(self, option: str, default: str, units: dict[str, int], form: str, low: int, high: int) -> int:
+        value = self.text(option, default)
+        digits = value.rstrip("kKmMgGsShHdDbB")
+        unit = value[len(digits) :].lower().removesuffix("b") if units is _SIZE else value[len(digits) :].lower()
+        if not digits.isdecimal() or unit not in units:
+            raise ConfigError(f"{self.place(option)}: expected {form}, got {value!r}")
+        number = int(digits) * units[unit]
+        if not low <= number <= high:
+            raise ConfigError(f"{self.place(option)}: expected {low} to {high}, got {number} ({value})")
+        return number
+
+
+class MainConfig(NamedTuple):
+    """`config gatehouse 'main'`: what holds for every process."""
+
+    enabled: bool = False
+    run_dir: str = "/var/run/gatehouse"
+    """Sockets and process ids; a tmpfs on a router."""
+    state_dir: str = "/etc/gatehouse"
+    """Keys, compiled policy, small state; kept through an upgrade."""
+    on_failure: str = "open"
+    """`open`: the venue keeps its internet when Gatehouse fails; `closed`: it does not."""
+    lan: tuple[str, ...] = ("br-lan",)
+    """Interfaces of the venue's clients."""
+    firewall: str = "auto"
+    """`nft`, `iptables`, `auto` (whichever the kernel can do) or `none` (somebody else sets the rules)."""
+    venue: str = ""
+    device: str = ""
+    timezone: str = ""
+    """POSIX or IANA name; empty: the system's."""
+
+
+class DnsConfig(NamedTuple):
+    """`config dns 'dns'`: the DNS hook."""
+
+    enabled: bool = True
+    listen: tuple[str, ...] = ("0.0.0.0", "::")
+    port: int = 5300
+    """Port of our own; LAN traffic to port 53 is redirected to it while we live."""
+    workers: int = 1
+    upstream: tuple[tuple[str, int], ...] = (("127.0.0.1", 53),)
+    """Where to ask: by default the router's dnsmasq, which knows the local names."""
+
+
+class NfqConfig(NamedTuple):
+    """`config nfq 'nfq'`: the packet hook."""
+
+    enabled: bool = True
+    binding: str = "auto"
+    """`netfilterqueue` (the library), `netlink` (no compiled part) or `auto` (the library if it is there)."""
+    queue_first: int = 20
+    workers: int = 1
+    """Worker n serves queue queue_first + n."""
+    mark_mask: int = 0x0F000000
+    """Four contiguous bits of the packet and conntrack mark; pbr and mwan3 use others."""
+
+
+class RingConfig(NamedTuple):
+    """`config ring 'ring'`: the store of records."""
+
+    directory: str = "/srv/gatehouse/ring"
+    budget_bytes: int = 112 << 20
+    promised_days: int = 60
+    maximum_days: int = 90
+    """Access records are unlinked after so many days; 0: never for age alone."""
+    flush_s: int = 30
+    """The loss window of access records at a power cut."""
+    flush_events: int = 4096
+
+
+class Config(NamedTuple):
+    """A whole configuration file."""
+
+    main: MainConfig
+    dns: DnsConfig
+    nfq: NfqConfig
+    ring: RingConfig
+    policy: tuple[Section, ...]
+    """Sections for `policy.rules`, unread."""
+
+
+def load(text: str, place: str = "gatehouse") -> Config:
+    """Read a whole configuration.
+
+    Raises: ConfigError with place, option, what was expected and what stood there.
+    """
+    sections = parse(text, place)
+    single: dict[str, Section] = {}
+    policy: list[Section] = []
+    for section in sections:
+        if section.type in POLICY_SECTIONS:
+            policy.append(section)
+        elif section.type not in _SINGLE:
+            known = sorted(POLICY_SECTIONS | _SINGLE)
+            near = difflib.get_close_matches(section.type, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            raise ConfigError(f"{place}:{section.line}: unknown section type {section.type!r}{hint}")
+        elif section.type in single:
+            raise ConfigError(
+                f"{place}:{section.line}: a second {section.type!r} section, "
+                f"expected only the one on line {single[section.type].line}"
+            )
+        else:
+            single[section.type] = section
+    return Config(
+        main=_main(_options(single, "gatehouse")),
+        dns=_dns(_options(single, "dns")),
+        nfq=_nfq(_options(single, "nfq")),
+        ring=_ring(_options(single, "ring")),
+        policy=tuple(policy),
+    )
+
+
+def _options(single: dict[str, Section], kind: str) -> Options:
+    return Options(single.get(kind) or Section(kind, kind, {}, 0))
+
+
+def _main(options: Options) -> MainConfig:
+    base = MainConfig()
+    main = MainConfig(
+        enabled=options.boolean("enabled", base.enabled),
+        run_dir=options.text("run_dir", base.run_dir),
+        state_dir=options.text("state_dir", base.state_dir),
+        on_failure=options.choice("on_failure", base.on_failure, ("open", "closed")),
+        lan=options.texts("lan", base.lan),
+        firewall=options.choice("firewall", base.firewall, ("auto", "nft", "iptables", "none")),
+        venue=options.text("venue", base.venue),
+        device=options.text("device", base.device),
+        timezone=options.text("timezone", base.timezone),
+    )
+    options.finish()
+    if not main.lan:
+        raise ConfigError(f"{options.place('lan')}: expected at least one interface of the venue's clients")
+    for index, name in enumerate(main.lan):
+        # IFNAMSIZ is 16 with its NUL; blanks and quotes would change the meaning of a firewall rule.
+        if not 0 < len(name) < 16 or not all(c.isalnum() or c in "-_.@" for c in name):
+            raise ConfigError(f"{options.place('lan')}[{index}]: expected an interface name, got {name!r}")
+    return main
+
+
+def _dns(options: Options) -> DnsConfig:
+    base = DnsConfig()
+    dns = DnsConfig(
+        enabled=options.boolean("enabled", base.enabled),
+        listen=options.addresses("listen", base.listen),
+        port=options.integer("port", base.port, 1, 65535),
+        workers=options.integer("workers", base.workers, 1, 16),
+        upstream=options.endpoints("upstream", tuple(f"{host}#{port}" for host, port in base.upstream), 53),
+    )
+    options.finish()
+    if not dns.upstream:
+        raise ConfigError(f"{options.place('upstream')}: expected at least one address to ask")
+    return dns
+
+
+def _nfq(options: Options) -> NfqConfig:
+    base = NfqConfig()
+    nfq = NfqConfig(
+        enabled=options.boolean("enabled", base.enabled),
+        binding=options.choice("binding", base.binding, ("auto", "netfilterqueue", "netlink")),
+        queue_first=options.integer("queue_first", base.queue_first, 0, 65519),
+        workers=options.integer("workers", base.workers, 1, 16),
+        mark_mask=options.integer("mark_mask", base.mark_mask, 0xF, 0xF0000000),
+    )
+    options.finish()
+    lowest = nfq.mark_mask & -nfq.mark_mask
+    if nfq.mark_mask != lowest * 0xF:
+        raise ConfigError(
+            f"{options.place('mark_mask')}: expected four bits side by side, such as 0x0f000000, got {nfq.mark_mask:#x}"
+        )
+    return nfq
+
+
+def _ring(options: Options) -> RingConfig:
+    base = RingConfig()
+    ring = RingConfig(
+        directory=options.text("directory", base.directory),
+        budget_bytes=options.size("budget", f"{base.budget_bytes >> 20}M", 4 << 20, 1 << 42),
+        promised_days=options.integer("promised_days", base.promised_days, 1, 3660),
+        maximum_days=options.integer("maximum_days", base.maximum_days, 0, 3660),
+        flush_s=options.duration("flush", f"{base.flush_s}s", 1, 3600),
+        flush_events=options.integer("flush_events", base.flush_events, 1, 1 << 20),
+    )
+    options.finish()
+    if ring.maximum_days and ring.maximum_days < ring.promised_days:
+        raise ConfigError(
+            f"{options.place('maximum_days')}: expected at least promised_days ({ring.promised_days}), "
+            f"got {ring.maximum_days}; 0 means no maximum"
+        )
+    return ring
+
+
+_SINGLE: Final = frozenset({"gatehouse", "dns", "nfq", "ring"})
