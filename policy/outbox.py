@@ -1,0 +1,166 @@
+"""The hooks' half of the event link: what waits to be sent, and what was sent but is not yet on flash. Sans-I/O.
+
+Order of calls: `put` and `put_folded` at any time; `flush` to make frames; `next_frame` and `sent` while the socket
+takes them; `acknowledge` as acknowledgements come in; `disconnected` when the agent goes away, after which every
+frame that was not acknowledged is offered again. The agent knows a repeated frame by its sequence number.
+
+Rule: memory is bounded by `max_bytes`. What has to go is, in this order: access frames that were sent (they are with
+the agent and only lose their insurance against its death), access frames never sent, critical frames. Whatever is
+lost for good is counted and reported as one Gap record.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from policy.event import Dns, Event, Gap, is_critical
+from policy.frame import MAX_FRAME, MAX_FRAME_EVENTS, Stream, event_bytes, events_frame, folded_frame
+
+DEFAULT_MAX_BYTES: Final = 4 << 20
+"""4 MiB: 30 s (the usual loss window) of 8,000 folded look-ups a second at about 16 octets each."""
+MAX_PENDING: Final = 1024
+"""Records that wait unpacked; `put` packs them by itself beyond this."""
+
+
+class _Held(NamedTuple):
+    seq: int
+    data: bytes
+    events: int
+    from_ms: int
+    to_ms: int
+
+
+class Outbox:
+    """Frames of one hook process. `source` names it in Gap records, such as `dns/0`."""
+
+    def __init__(self, source: str, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        self.source: Final = source
+        self.max_bytes: Final = max_bytes
+        self.counters: Final = {"events": 0, "frames": 0, "lost": 0, "uninsured": 0}
+        self._pending: tuple[list[Event], list[Event]] = ([], [])
+        self._held: tuple[deque[_Held], deque[_Held]] = (deque(), deque())
+        self._sent = [0, 0]
+        """How many of the leading held frames of each stream have been sent on this connection."""
+        self._seq = [0, 0]
+        self._bytes = 0
+        self._lost: tuple[int, int, int] | None = None
+        """Events, from, to: lost since the last flush."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits to be packed or sent."""
+        return not any(self._pending) and all(len(self._held[s]) == self._sent[s] for s in Stream)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Frames that are not known to be on flash."""
+        return len(self._held[0]) + len(self._held[1])
+
+    def put(self, event: Event) -> None:
+        """Take one record. Never blocks, never raises."""
+        pending = self._pending[is_critical(event)]
+        pending.append(event)
+        if len(pending) >= MAX_PENDING:
+            self.flush(event.at_ms)
+
+    def put_folded(
+        self, templates: Sequence[Dns], index: Sequence[int], at_ms: Sequence[int], clients: list[bytes]
+    ) -> None:
+        """Take many look-ups that differ in time and client only; none of them may be a blocked one."""
+        for at in range(0, len(index), MAX_FRAME_EVENTS // 2):
+            part = slice(at, at + MAX_FRAME_EVENTS // 2)
+            self._fold(templates, index[part], at_ms[part], clients[part])
+
+    def flush(self, now_ms: int, *, is_last: bool = False) -> None:
+        """Pack what is pending into frames. `is_last`: the process ends, so a loss is told now."""
+        # One Gap for one overflow: told when there is room again, or it would itself crowd out what it reports on.
+        if self._lost is not None and (is_last or self._bytes < self.max_bytes // 2):
+            lost, from_ms, to_ms = self._lost
+            self._lost = None
+            self._pending[1].append(Gap(now_ms, self.source, lost, from_ms, to_ms, "outbox full"))
+        for stream in (Stream.CRITICAL, Stream.ACCESS):
+            if pending := self._pending[stream]:
+                self._pack(stream, pending)
+                pending.clear()
+
+    def next_frame(self) -> bytes | None:
+        """The frame to send next, critical ones first; None: all are sent. Call `sent` when the socket took it."""
+        for stream in (Stream.CRITICAL, Stream.ACCESS):
+            held, sent = self._held[stream], self._sent[stream]
+            if sent < len(held):
+                return held[sent].data
+        return None
+
+    def sent(self) -> None:
+        """The frame that `next_frame` gave is on its way."""
+        for stream in (Stream.CRITICAL, Stream.ACCESS):
+            if self._sent[stream] < len(self._held[stream]):
+                self._sent[stream] += 1
+                return
+
+    def acknowledge(self, stream: int, seq: int) -> None:
+        """Everything up to `seq` of this stream is on flash."""
+        held = self._held[stream]
+        while held and held[0].seq <= seq:
+            self._bytes -= len(held.popleft().data)
+            self._sent[stream] = max(0, self._sent[stream] - 1)
+
+    def disconnected(self) -> None:
+        """The agent went away: whatever it has not acknowledged must be sent again."""
+        self._sent[:] = [0, 0]
+
+    def _pack(self, stream: Stream, events: list[Event]) -> None:
+        packed: list[bytes] = []
+        size = first = 0
+        for at, event in enumerate(events):
+            data = event_bytes(event)
+            if packed and (size + len(data) > MAX_FRAME - 64 or len(packed) >= MAX_FRAME_EVENTS):
+                self._hold(stream, events_frame(stream, self._next_seq(stream), packed), events[first:at])
+                packed, size, first = [], 0, at
+            packed.append(data)
+            size += len(data)
+        self._hold(stream, events_frame(stream, self._next_seq(stream), packed), events[first:])
+
+    def _fold(self, templates: Sequence[Dns], index: Sequence[int], at_ms: Sequence[int], clients: list[bytes]) -> None:
+        local: dict[int, int] = {}
+        renumbered = [local.setdefault(i, len(local)) for i in index]
+        packed = [event_bytes(templates[i]) for i in local]
+        # 8 octets of columns an event, and at most 19 for a client's address
+        if sum(map(len, packed)) + 27 * len(index) > MAX_FRAME - 64 and len(index) > 1:
+            half = len(index) // 2
+            self._fold(templates, index[:half], at_ms[:half], clients[:half])
+            self._fold(templates, index[half:], at_ms[half:], clients[half:])
+            return
+        stream = Stream.ACCESS
+        data = folded_frame(stream, self._next_seq(stream), packed, renumbered, at_ms, clients)
+        self._keep(stream, _Held(self._seq[stream], data, len(index), min(at_ms), max(at_ms)))
+
+    def _hold(self, stream: Stream, data: bytes, events: Sequence[Event]) -> None:
+        times = [event.at_ms for event in events]
+        self._keep(stream, _Held(self._seq[stream], data, len(events), min(times), max(times)))
+
+    def _keep(self, stream: Stream, held: _Held) -> None:
+        self._held[stream].append(held)
+        self._bytes += len(held.data)
+        self.counters["frames"] += 1
+        self.counters["events"] += held.events
+        while self._bytes > self.max_bytes and (self._held[0] or len(self._held[1]) > 1):
+            self._evict()
+
+    def _evict(self) -> None:
+        stream = Stream.ACCESS if self._held[0] else Stream.CRITICAL
+        frame = self._held[stream].popleft()
+        self._bytes -= len(frame.data)
+        if self._sent[stream]:
+            self._sent[stream] -= 1
+            self.counters["uninsured"] += frame.events
+            return
+        self.counters["lost"] += frame.events
+        lost, from_ms, to_ms = self._lost or (0, frame.from_ms, frame.to_ms)
+        self._lost = (lost + frame.events, min(from_ms, frame.from_ms), max(to_ms, frame.to_ms))
+
+    def _next_seq(self, stream: Stream) -> int:
+        self._seq[stream] += 1
+        return self._seq[stream]

@@ -1,0 +1,130 @@
+"""Frames between our processes: there and back, and anything at all from a hook that has been taken over."""
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policy.errors import FrameError
+from policy.event import Dns, Event, Flood, Flow, Gap, Health, Maintenance, Nat, Registration, Session
+from policy.frame import (
+    MAX_FRAME,
+    Ack,
+    Beat,
+    Bye,
+    Client,
+    Down,
+    Events,
+    Folded,
+    Hello,
+    Hint,
+    Reload,
+    Stop,
+    beat_frame,
+    bye_frame,
+    down_frame,
+    event_bytes,
+    events_frame,
+    folded_frame,
+    hello_frame,
+    read_down,
+    read_up,
+)
+
+LOOKUP = Dns(7, b"\x0a\0\0\2", "a.example", 1, 0, 0, 0, "", "home", (b"\xc0\0\2\1",), True, 0)
+EVERY_KIND: list[Event] = [
+    LOOKUP,
+    Flow(8, b"\x0a\0\0\2", b"\2\0\0\0\0\1", 40000, b"\xc0\0\2\1", 443, 6, "a.example", 2, 0, "", 0, 0, "", "home"),
+    Session(9, "s1", "ann", b"", "12", b"\2\0\0\0\0\1", (b"\x0a\0\0\2",), 1, 0, "", "dhcp"),
+    Maintenance(10, "agent", "start", "agent", "", "", "ok"),
+    Registration(11, "ann", b"sealed", b"index", 0, 0),
+    Nat(12, b"\x0a\0\0\2", b"\xcb\0\x71\5", 1024, 2047, 6, 0),
+    Health(13, (("drops", 0),)),
+    Gap(14, "dns/0", 3, 1, 2, "outbox full"),
+    Flood(15, b"\x0a\0\0\2", 1000, 1, 2, ("x.example",)),
+]
+
+
+def test_every_record_survives_the_way_up() -> None:
+    frame = read_up(events_frame(1, 5, [event_bytes(event) for event in EVERY_KIND]))
+    assert frame == Events(1, 5, EVERY_KIND)
+
+
+def test_folded_columns_come_back_in_order() -> None:
+    templates = [LOOKUP._replace(at_ms=0, client=b""), LOOKUP._replace(at_ms=0, client=b"", name="b.example")]
+    clients = [b"\x0a\0\0\2", b"\xfd" + bytes(15), b"\x0a\0\0\2"]
+    frame = read_up(folded_frame(0, 9, [event_bytes(t) for t in templates], [1, 0, 1], [1002, 1000, 1001], clients))
+    assert isinstance(frame, Folded)
+    assert (list(frame.which), frame.at_ms, frame.clients) == ([1, 0, 1], [1002, 1000, 1001], clients)
+    assert frame.templates == templates
+
+
+def test_the_small_frames() -> None:
+    hello = Hello("dns", 0, 42, b"12345678")
+    assert read_up(hello_frame(hello)) == hello
+    assert read_up(beat_frame({"queries": 3})) == Beat({"queries": 3})
+    assert read_up(bye_frame()) == Bye()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [Ack(0, 4), Reload(), Stop(), Client(b"\x0a\0\0\2", b"", "ann", "br-lan", ""), Hint(b"1234", "a.b", (b"1234",), 9)],
+)
+def test_every_message_survives_the_way_down(message: Down) -> None:
+    assert read_down(down_frame(message)) == message
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_frame_or_a_frame_error(data: bytes) -> None:
+    for read in (read_up, read_down):
+        try:
+            read(data)
+        except FrameError:
+            pass
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.binary(max_size=20) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=14) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=40,
+)
+
+
+@given(st.integers(0, 22), st.lists(ODD, max_size=9))
+def test_well_formed_msgpack_of_the_wrong_shape_is_a_frame_error(kind: int, body: list[object]) -> None:
+    data = msgpack.packb([1, kind, *body])
+    for read in (read_up, read_down):
+        try:
+            read(data)
+        except FrameError:
+            pass
+
+
+@given(st.data())
+def test_a_record_with_one_odd_field_is_taken_whole_or_refused(data: st.DataObject) -> None:
+    event = data.draw(st.sampled_from(EVERY_KIND))
+    at = data.draw(st.integers(0, len(event) - 1))
+    row = msgpack.unpackb(event_bytes(event))
+    row[1 + at] = data.draw(ODD)
+    try:
+        frame = read_up(events_frame(0, 1, [msgpack.packb(row)]))
+    except FrameError:
+        return
+    assert isinstance(frame, Events)
+    assert type(frame.events[0]) is type(event)
+
+
+def test_a_frame_that_is_cut_is_refused_at_every_length() -> None:
+    whole = events_frame(1, 5, [event_bytes(event) for event in EVERY_KIND])
+    for length in range(len(whole)):
+        with pytest.raises(FrameError):
+            read_up(whole[:length])
+
+
+def test_bounds() -> None:
+    with pytest.raises(FrameError, match="octets, expected at most"):
+        read_up(bytes(MAX_FRAME + 1))
+    with pytest.raises(FrameError, match="two releases are running"):
+        read_up(msgpack.packb([2, 4]))
+    with pytest.raises(FrameError, match="out of range"):
+        read_up(events_frame(0, 1, [event_bytes(EVERY_KIND[1]._replace(sport=70000))]))  # type: ignore[call-arg]

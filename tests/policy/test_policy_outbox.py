@@ -1,0 +1,105 @@
+"""The outbox: nothing is forgotten before it is acknowledged, nothing grows without bound, every loss is told."""
+
+from policy.event import Dns, Gap
+from policy.frame import Events, Folded, Stream, event_bytes, events_frame, read_up
+from policy.outbox import Outbox
+from policy.verdict import Verdict
+
+
+def look_up(at_ms: int, name: str = "a.example", verdict: int = Verdict.ALLOW) -> Dns:
+    return Dns(at_ms, b"\x0a\0\0\2", name, 1, 0, verdict, 0, "", "home", (), True, 0)
+
+
+def send_all(outbox: Outbox) -> list[Events | Folded]:
+    frames = []
+    while (data := outbox.next_frame()) is not None:
+        frame = read_up(data)
+        assert isinstance(frame, Events | Folded)
+        frames.append(frame)
+        outbox.sent()
+    return frames
+
+
+def test_blocks_go_first_and_each_stream_counts_for_itself() -> None:
+    outbox = Outbox("dns/0")
+    outbox.put(look_up(1))
+    outbox.put(look_up(2, verdict=Verdict.BLOCK))
+    outbox.flush(3)
+    assert [(frame.stream, frame.seq) for frame in send_all(outbox)] == [(Stream.CRITICAL, 1), (Stream.ACCESS, 1)]
+
+
+def test_what_was_not_acknowledged_is_sent_again_after_a_reconnect() -> None:
+    outbox = Outbox("dns/0")
+    for at in range(3):
+        outbox.put(look_up(at))
+        outbox.flush(at)
+    send_all(outbox)
+    outbox.acknowledge(Stream.ACCESS, 1)
+    assert outbox.is_idle
+    outbox.disconnected()
+    assert [frame.seq for frame in send_all(outbox)] == [2, 3]
+    outbox.acknowledge(Stream.ACCESS, 3)
+    assert outbox.unacknowledged == 0
+
+
+def test_an_acknowledgement_before_the_frame_was_sent_again_is_taken() -> None:
+    outbox = Outbox("dns/0")
+    outbox.put(look_up(1))
+    outbox.flush(1)
+    send_all(outbox)
+    outbox.disconnected()
+    outbox.acknowledge(Stream.ACCESS, 1)
+    assert outbox.next_frame() is None
+    assert outbox.is_idle
+
+
+def test_folded_look_ups_are_split_to_fit_a_frame_and_none_is_lost() -> None:
+    outbox = Outbox("dns/0", max_bytes=1 << 30)
+    templates = [look_up(0, f"{'x' * 200}{i}.example")._replace(client=b"") for i in range(3000)]
+    index = [i % 3000 for i in range(9000)]
+    outbox.put_folded(templates, index, list(range(9000)), [b"\x0a\0\0\2"] * 9000)
+    seen = []
+    for frame in send_all(outbox):
+        assert isinstance(frame, Folded)
+        seen += [(frame.templates[i].name, at) for i, at in zip(frame.which, frame.at_ms, strict=True)]
+    assert seen == [(templates[i].name, at) for at, i in enumerate(index)]
+
+
+def test_memory_is_bounded_and_a_loss_is_a_gap_record_with_its_bounds() -> None:
+    outbox = Outbox("nfq/1", max_bytes=20_000)
+    for at in range(3000):
+        outbox.put(look_up(at))
+        if at % 10 == 9:
+            outbox.flush(at)
+    kept_frames = send_all(outbox)
+    outbox.acknowledge(Stream.ACCESS, 300)
+    outbox.flush(3000)
+    frames = kept_frames + send_all(outbox)
+    gap = next(event for frame in frames if isinstance(frame, Events) for event in frame.events if type(event) is Gap)
+    kept = sum(len(frame.events) for frame in frames if isinstance(frame, Events)) - 1
+    assert gap.lost + kept == 3000
+    assert (gap.source, gap.from_ms, gap.to_ms) == ("nfq/1", 0, gap.lost - 1)
+
+
+def test_a_sent_frame_gives_way_before_an_unsent_one_and_is_no_loss() -> None:
+    outbox = Outbox("dns/0", max_bytes=len(events_frame(0, 1, [event_bytes(look_up(at)) for at in range(20)])))
+    outbox.put(look_up(0))
+    outbox.flush(0)
+    send_all(outbox)
+    for at in range(1, 20):
+        outbox.put(look_up(at))
+    outbox.flush(20)
+    assert outbox.counters["lost"] == 0
+    assert outbox.counters["uninsured"] == 1
+    assert len(send_all(outbox)) == 1
+
+
+def test_critical_records_outlive_any_amount_of_access_records() -> None:
+    outbox = Outbox("dns/0", max_bytes=10_000)
+    outbox.put(look_up(0, verdict=Verdict.BLOCK))
+    for at in range(1, 5000):
+        outbox.put(look_up(at))
+        outbox.flush(at)
+    (first, *_) = send_all(outbox)
+    assert isinstance(first, Events)
+    assert first.events[0] == look_up(0, verdict=Verdict.BLOCK)
