@@ -1,0 +1,259 @@
+"""The agent's half of the event link: which hook speaks, what is new, what must be acknowledged. Sans-I/O.
+
+Frames in; records to the ring; acknowledgements, kills and maintenance records out.
+Order of calls: `connected`, then `receive` for each frame, `disconnected`; `committed` after each flush to flash;
+`handle_timer` about twice a second.
+Rule: an acknowledgement is given only for what `committed` has been told is on flash, so that a frame a hook forgets is
+a frame the ring holds. A frame that comes again, because we or the link died in between, is dropped by its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from policy.errors import FrameError
+from policy.event import Dns, Event, Flood, Flow, Gap, Maintenance, Nat
+from policy.frame import Ack, Beat, Bye, Events, Folded, Hello, Stream, read_up
+
+SILENCE_MS: Final = 2_000
+"""A worker that has said nothing for so long hangs: it would hold its queue's packets for ever, bypass or not."""
+START_MS: Final = 5_000
+"""A connection that has not said who it is for so long is closed."""
+MAX_PEERS: Final = 64
+
+
+class Ring(Protocol):
+    """What intake asks of `storage.writer.Ring`."""
+
+    def add(self, events: Sequence[Event], source: bytes = b"", seq: int = 0) -> None: ...
+
+    def add_folded(
+        self,
+        templates: Sequence[Dns],
+        index: Sequence[int],
+        at_ms: Sequence[int],
+        clients: Sequence[bytes],
+        source: bytes = b"",
+        seq: int = 0,
+    ) -> None: ...
+
+    def marks(self) -> Mapping[bytes, int]: ...
+
+
+class Identity(NamedTuple):
+    """Whose address it is, as far as the agent knows."""
+
+    mac: bytes = b""
+    session: str = ""
+
+
+class _Peer:
+    """One connection. `hello` is None until the hook has said who it is."""
+
+    __slots__ = ("counters", "heard_ms", "hello", "left", "pid")
+
+    def __init__(self, pid: int, now_ms: int) -> None:
+        self.pid = pid
+        self.heard_ms = now_ms
+        self.hello: Hello | None = None
+        self.left = False
+        """It said goodbye."""
+        self.counters: dict[str, int] = {}
+
+
+class WorkerState(NamedTuple):
+    """One worker as status shows it."""
+
+    name: str
+    pid: int
+    silent_ms: int
+    counters: Mapping[str, int]
+
+
+class Intake:
+    """All connections of the event socket. `identify` gives what is known of an address."""
+
+    def __init__(
+        self, ring: Ring, identify: Callable[[bytes], Identity], learn: Callable[[bytes, bytes], None]
+    ) -> None:
+        self._ring = ring
+        self._identify = identify
+        self._learn = learn
+        self._peers: dict[int, _Peer] = {}
+        self._marks: dict[bytes, int] = dict(ring.marks())
+        self._unacknowledged: dict[tuple[int, int], int] = {}
+        """(connection, stream) -> highest sequence number added to the ring."""
+        self._ended: dict[str, tuple[bytes, int]] = {}
+        """Worker -> (incarnation, last heard) of one that ended without goodbye, until its successor speaks."""
+        self.urgent = False
+        """A critical record was added since the last `committed`."""
+        self.pending = 0
+        """Records added since the last `committed`."""
+        self.counters: Final = {"frames": 0, "events": 0, "repeated": 0, "refused": 0, "killed": 0}
+
+    def connected(self, connection: int, pid: int, now_ms: int) -> bool:
+        """A hook connected; `pid` as the kernel tells it (SO_PEERCRED). False: too many, close it."""
+        if len(self._peers) >= MAX_PEERS:
+            return False
+        self._peers[connection] = _Peer(pid, now_ms)
+        return True
+
+    def receive(self, connection: int, data: bytes, now_ms: int) -> Sequence[Event]:
+        """Take one frame. Returns the records it brought that were new, completed, for whoever watches.
+
+        Raises: FrameError; the caller closes the connection.
+        """
+        peer = self._peers[connection]
+        try:
+            frame = read_up(data)
+        except FrameError:
+            self.counters["refused"] += 1
+            raise
+        peer.heard_ms = now_ms
+        self.counters["frames"] += 1
+        if isinstance(frame, Hello):
+            if peer.hello is not None:
+                raise FrameError(f"hello: {peer.hello.role}/{peer.hello.worker} said hello twice")
+            peer.hello = frame
+            return self._greet(frame, now_ms)
+        if peer.hello is None:
+            raise FrameError("frame: expected hello first")
+        match frame:
+            case Beat(counters):
+                peer.counters = counters
+                return ()
+            case Bye():
+                peer.left = True
+                self._forget(peer.hello)
+                return self._note(now_ms, "stop", _name(peer.hello), "ok", f"pid {peer.pid}")
+            case Events() | Folded():
+                return self._take(connection, peer.hello, frame)
+
+    def disconnected(self, connection: int) -> None:
+        """The connection is gone."""
+        peer = self._peers.pop(connection)
+        for stream in Stream:
+            self._unacknowledged.pop((connection, stream), None)
+        if peer.hello is not None and not peer.left:
+            self._ended[_name(peer.hello)] = (peer.hello.incarnation, peer.heard_ms)
+
+    def committed(self) -> list[tuple[int, Ack]]:
+        """Everything added so far is on flash: the acknowledgements to send, by connection."""
+        acks = [(connection, Ack(stream, seq)) for (connection, stream), seq in self._unacknowledged.items()]
+        self._unacknowledged.clear()
+        self.urgent = False
+        self.pending = 0
+        return acks
+
+    def handle_timer(self, now_ms: int) -> list[tuple[int, int, str]]:
+        """Connections that hang: (connection, pid, name); the caller kills the process and closes the connection."""
+        hung = []
+        for connection, peer in self._peers.items():
+            limit = START_MS if peer.hello is None else SILENCE_MS
+            if now_ms - peer.heard_ms > limit:
+                hung.append((connection, peer.pid, _name(peer.hello) if peer.hello else "unknown"))
+        return hung
+
+    def record_kill(self, name: str, now_ms: int, silent_ms: int) -> Sequence[Event]:
+        """A hung worker was killed: put it on record."""
+        self.counters["killed"] += 1
+        return self._note(now_ms, "kill", name, "ok", f"silent for {silent_ms} ms")
+
+    def record(self, event: Event) -> Sequence[Event]:
+        """The agent's own record."""
+        self._ring.add([event])
+        self.urgent = True
+        self.pending += 1
+        return (event,)
+
+    def workers(self, now_ms: int) -> list[WorkerState]:
+        """Who is connected now."""
+        return sorted(
+            WorkerState(_name(peer.hello), peer.pid, now_ms - peer.heard_ms, peer.counters)
+            for peer in self._peers.values()
+            if peer.hello is not None
+        )
+
+    def connections(self, role: str) -> list[int]:
+        """Connections of one kind of hook, to send it a command."""
+        return [c for c, peer in self._peers.items() if peer.hello is not None and peer.hello.role == role]
+
+    def _greet(self, hello: Hello, now_ms: int) -> Sequence[Event]:
+        name = _name(hello)
+        marks = [source for source in self._marks if source.startswith(name.encode() + b":")]
+        if any(source[len(name) + 1 : -1] == hello.incarnation for source in marks):
+            # The link or this agent died, the hook did not: what it sends again is known by its number.
+            self._ended.pop(name, None)
+            return self._note(now_ms, "reconnect", name, "ok", f"pid {hello.pid}")
+        started = self._note(now_ms, "start", name, "ok", f"pid {hello.pid}")
+        ended = self._ended.pop(name, None)
+        if ended is not None and ended[0] == hello.incarnation:  # it lost the link before its first record
+            return started
+        for source in marks:  # of a process that is no more: nothing of it can be sent again
+            self._marks.pop(source)
+        if ended is None:
+            return started
+        gap = Gap(now_ms, name, -1, ended[1], now_ms, "process died")
+        return (
+            *started,
+            *self.record(gap),
+            *self._note(now_ms, "crash", name, "restarted", f"after {now_ms - ended[1]} ms"),
+        )
+
+    def _take(self, connection: int, hello: Hello, frame: Events | Folded) -> Sequence[Event]:
+        source = _source(hello, frame.stream)
+        if frame.seq <= self._marks.get(source, 0):
+            self.counters["repeated"] += 1
+            self._unacknowledged[connection, frame.stream] = max(
+                frame.seq, self._unacknowledged.get((connection, frame.stream), 0)
+            )
+            return ()
+        self._marks[source] = frame.seq
+        self._unacknowledged[connection, frame.stream] = frame.seq
+        if isinstance(frame, Events):
+            events: Sequence[Event] = [self._complete(event) for event in frame.events]
+            self._ring.add(events, source, frame.seq)
+            self.urgent = self.urgent or frame.stream == Stream.CRITICAL
+        else:
+            events = self._unfold(frame)
+            self._ring.add(events, source, frame.seq)
+        self.pending += len(events)
+        self.counters["events"] += len(events)
+        return events
+
+    def _complete(self, event: Event) -> Event:
+        """Fill in whose address it is."""
+        if isinstance(event, Flow) and event.mac:
+            self._learn(event.client, event.mac)
+        if isinstance(event, Dns | Flow | Flood):
+            known = self._identify(event.client)
+            return event._replace(mac=event.mac or known.mac, session=known.session)
+        if isinstance(event, Nat):
+            return event._replace(session=self._identify(event.client).session)
+        return event
+
+    def _unfold(self, frame: Folded) -> list[Event]:
+        known = {client: self._identify(client) for client in set(frame.clients)}
+        # Everything of a template between the time, the client, and what the agent adds.
+        middles = [template[2:-2] for template in frame.templates]
+        return [
+            Dns(at, client, *middles[which], *known[client])
+            for which, at, client in zip(frame.which, frame.at_ms, frame.clients, strict=True)
+        ]
+
+    def _note(self, now_ms: int, action: str, what: str, result: str, detail: str = "") -> Sequence[Event]:
+        return self.record(Maintenance(now_ms, "agent", action, what, "", "", result, detail))
+
+    def _forget(self, hello: Hello) -> None:
+        for stream in Stream:
+            self._marks.pop(_source(hello, stream), None)
+
+
+def _name(hello: Hello) -> str:
+    return f"{hello.role}/{hello.worker}"
+
+
+def _source(hello: Hello, stream: int) -> bytes:
+    """How the ring's marks call one stream of one process: `dns/0:` + incarnation + stream."""
+    return _name(hello).encode() + b":" + hello.incarnation + bytes((stream,))
