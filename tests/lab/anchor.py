@@ -107,7 +107,8 @@ def start_internet(directory: Path) -> None:
         "server:",
         f"  ip-address: {DNS4}\n  ip-address: {DNS6}\n  port: 53\n  server-count: 1\n  do-ip6: yes",
         f'  username: ""\n  chroot: ""\n  zonesdir: "{zones}"\n  pidfile: "{directory}/nsd.pid"',
-        f'  xfrdfile: "{directory}/nsd.xfrd"\n  zonelistfile: "{directory}/nsd.list"\n  xfrdir: "{directory}"\n  hide-version: yes',
+        f'  xfrdfile: "{directory}/nsd.xfrd"\n  zonelistfile: "{directory}/nsd.list"',
+        f'  xfrdir: "{directory}"\n  database: ""\n  hide-version: yes',
         "remote-control:\n  control-enable: no",
     ]
     for zone in ZONES:
