@@ -1,0 +1,53 @@
+# Gatehouse. `make help` lists the targets; ARGS hands words on: make test ARGS="-k ring -q".
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+ARGS ?=
+BENCHES := $(patsubst tests/bench/%.py,%,$(filter-out tests/bench/table.py,$(wildcard tests/bench/[a-z]*.py)))
+
+.PHONY: help run stop test check bench install install-bench shell-client clean $(addprefix bench-,$(BENCHES))
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+run: install ## bring up the venue lab, send real traffic, show what was recorded (ARGS=--once: and take it down)
+	@$(PY) -m tests.lab.run $(ARGS)
+
+stop: ## take the venue lab down
+	@$(PY) -m tests.lab.stop
+
+shell-client: ## a shell on a pupil's computer in the running lab (ARGS=teacher: on the teacher's)
+	@$(PY) -m tests.lab.shell $(ARGS)
+
+test: install check ## every test there is
+	$(PY) -m pytest $(ARGS)
+
+check: install ## ruff, mypy --strict, import contracts, shellcheck
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+	tests/shellcheck.sh
+
+bench: install-bench ## every bench; tables here, rows in build/bench/NAME.json
+	@for name in $(BENCHES); do $(PY) -m tests.bench.$$name || exit 1; done
+
+$(addprefix bench-,$(BENCHES)): bench-%: install-bench
+	@$(PY) -m tests.bench.$* $(ARGS)
+
+install: build/installed ## what `make run` and `make test` need: Debian packages and a virtual environment
+
+build/installed: tests/install.sh tests/apt.txt pyproject.toml
+	@mkdir -p build
+	@PYTHON="$(PYTHON)" tests/install.sh tests/apt.txt $(VENV)
+	@touch $@
+
+install-bench: build/installed-bench ## what the benches need besides: the peers they measure against
+
+build/installed-bench: build/installed tests/bench/apt.txt
+	@PYTHON="$(PYTHON)" tests/install.sh tests/bench/apt.txt
+	@touch $@
+
+clean: ## forget what was built and installed here
+	rm -rf build $(VENV)
