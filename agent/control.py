@@ -1,0 +1,105 @@
+"""The control socket: one JSON request a line in, JSON lines out. Sans-I/O.
+
+A request is `{"do": NAME, ...}`. An answer is any number of `{"row": ...}` lines and then one `{"end": ...}` or
+`{"error": "..."}`. Answers are generators: they are stepped while the client reads, so that a question over sixty days
+neither fills the memory nor holds up the intake.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, TypeAlias
+
+from policy.errors import ConfigError, GatehouseError
+
+MAX_REQUEST: Final = 64 << 10
+"""Octets of one request line; the longest real one is an override with a list of names."""
+LOW_WATER: Final = 64 << 10
+"""Octets that may wait for the client before its answer is stepped again."""
+MAX_STEPS: Final = 256
+"""Rows made in one go, between two looks at the other sockets."""
+
+Request: TypeAlias = Mapping[str, object]
+Answer: TypeAlias = Iterator[Mapping[str, object]]
+Handler: TypeAlias = Callable[[Request], Answer]
+
+
+class Conversation:
+    """One client of the control socket. `outgoing` is what waits to be written to it."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        self._handlers = handlers
+        self._incoming = bytearray()
+        self._answer: Answer | None = None
+        self.outgoing = bytearray()
+        self.is_done = False
+        self.follows: Request | None = None
+        """Set by `tail`: new records that match it are pushed as they come."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """An answer is under way and there is room for more of it."""
+        return self._answer is not None and len(self.outgoing) < LOW_WATER
+
+    def receive(self, data: bytes) -> None:
+        """Take what the client wrote."""
+        self._incoming += data
+        if self._answer is not None or self.is_done or self.follows is not None:
+            return
+        line, newline, _ = self._incoming.partition(b"\n")
+        if newline:
+            try:
+                self._start(bytes(line))
+            except GatehouseError as error:
+                self._end(str(error))
+        elif len(self._incoming) > MAX_REQUEST:
+            self._say({"error": f"request: over {MAX_REQUEST} octets without a line end"})
+            self.is_done = True
+
+    def step(self) -> None:
+        """Make some more of the answer."""
+        for _ in range(MAX_STEPS):
+            if self._answer is None or len(self.outgoing) >= LOW_WATER:
+                return
+            try:
+                self._say(next(self._answer))
+            except StopIteration:
+                self._end(None)
+            except GatehouseError as error:
+                self._end(str(error))
+
+    def push(self, row: Mapping[str, object]) -> None:
+        """A row that nobody asked for just now (tail)."""
+        self._say({"row": row})
+
+    def close(self) -> None:
+        """The client is gone; let the answer put away what it holds open."""
+        answer, self._answer = self._answer, None
+        if answer is not None and hasattr(answer, "close"):
+            answer.close()
+        self.is_done = True
+
+    def _start(self, line: bytes) -> None:
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"request: not JSON: {error}") from None
+        if not isinstance(request, dict):
+            raise ConfigError("request: expected a JSON object")
+        if request.get("do") == "tail":
+            self.follows = request
+            return
+        handler = self._handlers.get(str(request.get("do")))
+        if handler is None:
+            known = ", ".join(sorted((*self._handlers, "tail")))
+            raise ConfigError(f"request: unknown word {request.get('do')!r}; known: {known}")
+        self._answer = handler(request)
+
+    def _say(self, line: Mapping[str, object]) -> None:
+        self.outgoing += json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+    def _end(self, error: str | None) -> None:
+        self._say({"end": True} if error is None else {"error": error})
+        self._answer = None
+        self.is_done = True
