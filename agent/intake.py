@@ -155,10 +155,10 @@ class Intake:
                 hung.append((connection, peer.pid, _name(peer.hello) if peer.hello else "unknown"))
         return hung
 
-    def record_kill(self, name: str, now_ms: int, silent_ms: int) -> Sequence[Event]:
+    def record_kill(self, name: str, now_ms: int) -> Sequence[Event]:
         """A hung worker was killed: put it on record."""
         self.counters["killed"] += 1
-        return self._note(now_ms, "kill", name, "ok", f"silent for {silent_ms} ms")
+        return self._note(now_ms, "kill", name, "ok", f"silent for more than {SILENCE_MS} ms")
 
     def record(self, event: Event) -> Sequence[Event]:
         """The agent's own record."""

@@ -210,7 +210,11 @@ class Lab:
                 web = self.run(
                     "router", "curl -s -o /dev/null -w %{http_code} --max-time 2 http://198.51.100.20/"
                 ).stdout
-                if up.startswith("198.51.100.") and web == "200" and (not agent or self.status().get("state") == "protecting"):
+                if (
+                    up.startswith("198.51.100.")
+                    and web == "200"
+                    and (not agent or self.status().get("state") == "protecting")
+                ):
                     return
             except (RuntimeError, subprocess.TimeoutExpired):
                 pass
