@@ -1,0 +1,62 @@
+"""The control socket's protocol: a request, rows as fast as they are read, one end."""
+
+import json
+from collections.abc import Iterator, Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.control import LOW_WATER, MAX_REQUEST, Conversation, Request
+from policy.errors import StorageError
+
+
+def count(request: Request) -> Iterator[Mapping[str, object]]:
+    for number in range(int(str(request["to"]))):
+        yield {"row": number}
+
+
+def fail(request: Request) -> Iterator[Mapping[str, object]]:
+    yield {"row": 1}
+    raise StorageError("ring: segment 7 is gone")
+
+
+def answer(*lines: bytes) -> list[dict[str, object]]:
+    talk = Conversation({"count": count, "fail": fail})
+    for line in lines:
+        talk.receive(line)
+    heard = b""
+    while not talk.is_done or talk.outgoing:
+        talk.step()
+        heard += talk.outgoing
+        talk.outgoing.clear()
+    return [json.loads(line) for line in heard.splitlines()]
+
+
+def test_rows_then_end_however_the_request_is_cut() -> None:
+    assert answer(b'{"do":"cou', b'nt","to":2}', b"\n") == [{"row": 0}, {"row": 1}, {"end": True}]
+
+
+def test_an_error_in_mid_answer_is_its_last_line() -> None:
+    assert answer(b'{"do":"fail"}\n') == [{"row": 1}, {"error": "ring: segment 7 is gone"}]
+
+
+def test_a_slow_reader_holds_the_answer_not_the_memory() -> None:
+    talk = Conversation({"count": count})
+    talk.receive(b'{"do":"count","to":1000000}\n')
+    for _ in range(1000):
+        talk.step()
+    assert LOW_WATER <= len(talk.outgoing) < LOW_WATER + 1000
+    assert not talk.is_done
+
+
+def test_a_request_without_end_is_refused() -> None:
+    talk = Conversation({})
+    talk.receive(b"x" * (MAX_REQUEST + 1))
+    assert talk.is_done
+    assert b"without a line end" in talk.outgoing
+
+
+@given(st.binary(max_size=80))
+def test_any_line_is_answered(line: bytes) -> None:
+    (*_, last) = answer(line.replace(b"\n", b" ") + b"\n")
+    assert "error" in last
