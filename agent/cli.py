@@ -1,0 +1,188 @@
+"""The command line tool: questions and orders to the running agent, or to the ring where no agent runs."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from agent import table, when
+from agent.__main__ import read_config
+from policy.config import Config
+from policy.errors import GatehouseError
+
+VERSION: Final = "0.1.0"
+DEFAULT_CONFIG: Final = "/etc/config/gatehouse"
+
+Row = Mapping[str, object]
+
+
+class AgentError(GatehouseError):
+    """The agent does not answer, or refused; its own words."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one command. Returns the exit status: 0 done, 1 the answer is no, 2 a mistake."""
+    options = _parser().parse_args(words)
+    # A reader that stops early (`| head`) is not an error.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    run: Callable[[argparse.Namespace, Config], int] = options.run
+    return run(options, read_config(options.config))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gatehouse", description="Gatehouse: the venue's audit trail and filter.")
+    parser.add_argument("--version", action="version", version=VERSION)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace, Config], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--config", default=DEFAULT_CONFIG, help=f"configuration file (default {DEFAULT_CONFIG})")
+        sub.set_defaults(run=run)
+        return sub
+
+    query = command("query", run_query, "ask what is on record")
+    _add_filters(query)
+    query.add_argument("--since", default="24h", help="from when: 30m, 1h, 7d ago, or a date (default 24h)")
+    query.add_argument("--until", help="up to when; a bare date includes that day")
+    query.add_argument("--limit", type=int, default=0, help="at most so many rows; 0: all")
+    query.add_argument("--format", choices=("table", "jsonl", "csv"), default="table")
+    tail = command("tail", run_tail, "watch records as they come")
+    _add_filters(tail)
+    tail.add_argument("--format", choices=("table", "jsonl"), default="table")
+    status = command("status", run_status, "how the system is")
+    status.add_argument("--format", choices=("table", "json"), default="table")
+    command("reload", run_reload, "read configuration and lists again")
+    command("check", run_check, "read the configuration and say what is wrong with it")
+    return parser
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--domain", help="this name and everything below it")
+    parser.add_argument("--client", help="IP address of the venue's side")
+    parser.add_argument("--mac", help="hardware address, as 02:00:00:00:00:01")
+    parser.add_argument("--session", help="session id")
+    parser.add_argument("--verdict", choices=("allow", "block", "rewrite", "refuse"))
+    parser.add_argument(
+        "--kind",
+        choices=("dns", "flow", "session", "maintenance", "registration", "nat", "health", "gap", "flood"),
+        help="only this kind of record",
+    )
+
+
+def _filters(options: argparse.Namespace) -> dict[str, object]:
+    names = ("domain", "client", "mac", "session", "verdict", "kind")
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def run_query(options: argparse.Namespace, config: Config) -> int:
+    now_s = time.time()
+    request = {"do": "query", **_filters(options), "limit": options.limit}
+    request["since_s"] = when.parse_when(options.since, now_s, "--since")
+    if options.until is not None:
+        request["until_s"] = when.parse_until(options.until, now_s, "--until")
+    _print_rows(ask(config, request), options.format)
+    return 0
+
+
+def run_tail(options: argparse.Namespace, config: Config) -> int:
+    _print_rows(ask(config, {"do": "tail", **_filters(options)}), options.format)
+    return 0
+
+
+def run_status(options: argparse.Namespace, config: Config) -> int:
+    (status,) = ask(config, {"do": "status"})
+    if options.format == "json":
+        print(json.dumps(status, indent=1))
+    else:
+        for key, value in _flatten(status):
+            print(f"{key:32} {value}")
+    return 0 if status.get("state") == "protecting" else 1
+
+
+def run_reload(options: argparse.Namespace, config: Config) -> int:
+    for row in ask(config, {"do": "reload"}):
+        print(row.get("text", ""))
+    return 0
+
+
+def run_check(options: argparse.Namespace, config: Config) -> int:
+    from agent import policy_source
+
+    policy_source.check(config)
+    print(f"{options.config}: no mistake found")
+    return 0
+
+
+def ask(config: Config, request: Mapping[str, object]) -> Iterator[Row]:
+    """Send one request to the agent and yield its rows.
+
+    Raises: AgentError if it is not running or refuses.
+    """
+    path = os.path.join(config.main.run_dir, "control")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        try:
+            link.connect(path)
+        except PermissionError:
+            raise AgentError(f"{path}: permission denied; run this as root") from None
+        except OSError as error:
+            raise AgentError(f"{path}: the agent does not answer ({error.strerror}); is Gatehouse running?") from None
+        link.sendall(json.dumps(request).encode() + b"\n")
+        with link.makefile("rb") as lines:
+            for line in lines:
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise AgentError(str(answer["error"]))
+                if "end" in answer:
+                    return
+                yield answer["row"]
+    raise AgentError(f"{path}: the agent broke off in the middle of its answer; see its log")
+
+
+def _print_rows(rows: Iterable[Row], form: str) -> None:
+    match form:
+        case "jsonl":
+            for row in rows:
+                print(json.dumps(row, ensure_ascii=False), flush=sys.stdout.isatty())
+        case "csv":
+            _print_csv(rows)
+        case _:
+            for line in table.lines(rows):
+                print(line, flush=sys.stdout.isatty())
+
+
+def _print_csv(rows: Iterable[Row]) -> None:
+    # Every kind's columns in one head: a file whose columns change half-way is of no use to a spreadsheet.
+    columns = ("id", "kind", "time", "clock", "client", "mac", "session", "name", "verdict", "reason", "rule", "group")
+    columns += ("type", "rcode", "answers", "protocol", "dst", "dport", "sport", "seen", "blind", "method", "path")
+    columns += ("actor", "action", "object", "old", "new", "result", "detail", "source", "lost", "from", "to", "why")
+    writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _plain(value) for key, value in row.items()})
+
+
+def _plain(value: object) -> object:
+    # A name that begins with = + - @ is a formula to a spreadsheet: CSV injection by a domain name.
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value
+
+
+def _flatten(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", ", ".join(map(str, value)) or "-"
+        else:
+            yield f"{prefix}{key}", value
