@@ -2,10 +2,29 @@
 
 from agent.table import cells, lines
 
-DNS = {"kind": "dns", "time": "2026-11-23T10:00:00.000+00:00", "clock": "synced", "client": "10.20.0.11", "type": "A",
-       "name": "casino.example", "verdict": "block", "reason": "category", "rule": "list:gambling", "answers": []}  # fmt: skip
-FLOW = {"kind": "flow", "time": "2026-11-23T10:00:00.000+00:00", "clock": "corrected", "client": "10.20.0.11",
-        "seen": "http", "name": "www.example.org", "path": "/a", "verdict": "allow", "reason": "default"}  # fmt: skip
+DNS = {
+    "kind": "dns",
+    "time": "2026-11-23T10:00:00.000+00:00",
+    "clock": "synced",
+    "client": "10.20.0.11",
+    "type": "A",
+    "name": "casino.example",
+    "verdict": "block",
+    "reason": "category",
+    "rule": "list:gambling",
+    "answers": [],
+}
+FLOW = {
+    "kind": "flow",
+    "time": "2026-11-23T10:00:00.000+00:00",
+    "clock": "corrected",
+    "client": "10.20.0.11",
+    "seen": "http",
+    "name": "www.example.org",
+    "path": "/a",
+    "verdict": "allow",
+    "reason": "default",
+}
 
 
 def test_a_blocked_look_up_says_why() -> None:
