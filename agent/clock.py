@@ -25,9 +25,10 @@ class Now(NamedTuple):
 
 
 class SystemClock:
-    """The kernel's clocks. One per process."""
+    """The kernel's clocks. One per process. `trusted`: believe the wall clock without a time server's word."""
 
-    def __init__(self) -> None:
+    def __init__(self, trusted: bool = False) -> None:
+        self._trusted = trusted
         with open(_BOOT_ID, encoding="ascii") as file:
             self.boot_id: Final = file.read().strip()
         # glibc and musl both have it; None on a libc that does not: then only the release date judges.
@@ -46,7 +47,7 @@ class SystemClock:
         """Has a time server set this clock? busybox ntpd, chrony and ntpd all tell the kernel so."""
         if wall_ms < RELEASED_S * 1000:
             return False
-        if self._adjtimex is None:
+        if self._trusted or self._adjtimex is None:
             return True
         # struct timex is 208 octets on 64-bit Linux, 128 on 32-bit; `modes` = 0 at its head: only read.
         state = self._adjtimex(ctypes.create_string_buffer(256))

@@ -154,6 +154,9 @@ class MainConfig(NamedTuple):
     device: str = ""
     timezone: str = ""
     """POSIX or IANA name; empty: the system's."""
+    clock: str = "kernel"
+    """Whom to believe about the wall clock: `kernel` (set by a time server, says adjtimex) or `trusted` (a battery-backed
+    or virtual machine's clock: right unless it is older than this release)."""
 
 
 class DnsConfig(NamedTuple):
@@ -253,6 +256,7 @@ def _main(options: Options) -> MainConfig:
         venue=options.text("venue", base.venue),
         device=options.text("device", base.device),
         timezone=options.text("timezone", base.timezone),
+        clock=options.choice("clock", base.clock, ("kernel", "trusted")),
     )
     options.finish()
     if not main.lan:

@@ -30,6 +30,7 @@ config gatehouse 'main'
 \toption state_dir '{directory}/state'
 \toption on_failure '{on_failure}'
 \toption firewall 'iptables'
+\toption clock 'trusted'
 \tlist lan 'br-lan'
 
 config dns 'dns'

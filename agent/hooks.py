@@ -1,0 +1,61 @@
+"""Wires a hook's worker to its link and its policy. The only place where a hook meets the roof."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from agent.__main__ import read_config
+from agent.clock import SystemClock
+from agent.link import Link
+from policy.config import Config
+from policy.verdict import Decider
+
+
+def run(role: str, config: Config, path: str, worker: int) -> int:
+    """Run one worker until it is told to stop. Returns the exit status."""
+    link = Link(event_path(config), role, worker)
+
+    def decider() -> Decider:
+        from agent import policy_source
+
+        return policy_source.open_engine(read_config(path))
+
+    if role == "dns":
+        from dns import worker as dns_worker
+
+        dns_worker.run(
+            config.dns,
+            decider,
+            link,
+            worker=worker,
+            lan=config.main.lan,
+            settings_source=lambda: read_config(path).dns,
+            wall_s=_wall_clock(config),
+        )
+    else:
+        from nfq import worker as nfq_worker
+
+        nfq_worker.run(config.nfq, decider, link, worker=worker, wall_s=_wall_clock(config))
+    return 0
+
+
+def event_path(config: Config) -> str:
+    """Where hooks and agent meet."""
+    return os.path.join(config.main.run_dir, "events")
+
+
+def _wall_clock(config: Config) -> Callable[[], float | None]:
+    """Wall seconds, or None while the clock is not known to be right. Asked for each batch, so: judged once a second."""
+    clock = SystemClock(trusted=config.main.clock == "trusted")
+    synced, judged_s = False, -1.0
+
+    def wall_s() -> float | None:
+        nonlocal synced, judged_s
+        now_s = time.time()
+        if abs(now_s - judged_s) > 1.0:
+            synced, judged_s = clock.is_synced(int(now_s * 1000)), now_s
+        return now_s if synced else None
+
+    return wall_s
