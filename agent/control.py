@@ -2,7 +2,7 @@
 
 A request is `{"do": NAME, ...}`. An answer is any number of `{"row": ...}` lines and then one `{"end": ...}` or
 `{"error": "..."}`. Answers are generators: they are stepped while the client reads, so that a question over sixty days
-neither fills the memory nor holds up the intake.
+neither fills the memory nor holds up the intake. An empty mapping means: nothing yet, ask again soon.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Conversation:
         self.is_done = False
         self.follows: Request | None = None
         """Set by `tail`: new records that match it are pushed as they come."""
+        self.is_idle = False
+        """The last step had nothing to say yet: it waits for something outside."""
 
     @property
     def is_waiting(self) -> bool:
@@ -59,11 +61,16 @@ class Conversation:
 
     def step(self) -> None:
         """Make some more of the answer."""
+        self.is_idle = False
         for _ in range(MAX_STEPS):
             if self._answer is None or len(self.outgoing) >= LOW_WATER:
                 return
             try:
-                self._say(next(self._answer))
+                line = next(self._answer)
+                if not line:
+                    self.is_idle = True
+                    return
+                self._say(line)
             except StopIteration:
                 self._end(None)
             except GatehouseError as error:

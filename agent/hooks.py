@@ -47,7 +47,7 @@ def event_path(config: Config) -> str:
 
 
 def _wall_clock(config: Config) -> Callable[[], float | None]:
-    """Wall seconds, or None while the clock is not known to be right. Asked for each batch, so: judged once a second."""
+    """Wall seconds, or None while the clock is not known to be right. Judged once a second, asked more often."""
     clock = SystemClock(trusted=config.main.clock == "trusted")
     synced, judged_s = False, -1.0
 

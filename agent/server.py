@@ -26,6 +26,8 @@ from policy.frame import MAX_FRAME, Ack, Command, Reload, Stop, down_frame
 MAX_READS: Final = 32
 """Frames taken from one hook before the others are looked at."""
 MAX_CONVERSATIONS: Final = 32
+IDLE_S: Final = 0.05
+"""Between two looks at an answer that waits for something outside, such as a compiler's child."""
 SOCKET_BYTES: Final = 1 << 20
 """Asked for; the kernel gives at most net.core.rmem_max."""
 _UCRED: Final = struct.Struct("3i")
@@ -131,8 +133,10 @@ class Server:
     def _turn(self, longest_s: float = 1.0) -> None:
         now = time.monotonic()
         due = min([self._flush_at if self._intake.pending else now + longest_s, *self._due])
-        busy = any(talk.is_waiting for _, talk in self._conversations.values())
-        for key, _ in self._selector.select(0 if busy else max(0.0, min(longest_s, due - now))):
+        waiting = [talk for _, talk in self._conversations.values() if talk.is_waiting]
+        if waiting:
+            longest_s = IDLE_S if all(talk.is_idle for talk in waiting) else 0.0
+        for key, _ in self._selector.select(max(0.0, min(longest_s, due - now))):
             key.data(key.fileobj)
         now = time.monotonic()
         for number, timer in enumerate(self._timers):
