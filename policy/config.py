@@ -168,7 +168,37 @@ class DnsConfig(NamedTuple):
     """Port of our own; LAN traffic to port 53 is redirected to it while we live."""
     workers: int = 1
     upstream: tuple[tuple[str, int], ...] = (("127.0.0.1", 53),)
-    """Where to ask: by default the router's dnsmasq, which knows the local names."""
+    """Where to ask, the preferred first: by default the router's dnsmasq, which knows the local names."""
+    upstream_tls: tuple[tuple[str, int, str], ...] = ()
+    """Address, port and certificate name of servers to ask over TLS (RFC 7858), before the plain ones."""
+    local_server: tuple[tuple[str, int], ...] = (("127.0.0.1", 53),)
+    """Who knows the venue's own names and its private addresses; empty: nobody, they do not exist."""
+    local_domain: tuple[str, ...] = ("lan",)
+    """Domains that are the venue's own, besides `home.arpa` and names of one label."""
+    behind_dnsmasq: bool = False
+    """dnsmasq asks us, and says for whom by its `add-mac` and `add-subnet=32,128`; believed from this machine only."""
+    rebind_protection: bool = True
+    """Block outside names that answer with inside addresses."""
+    rebind_domain: tuple[str, ...] = ()
+    """Domains that may."""
+    min_ttl_s: int = 0
+    max_ttl_s: int = 86400
+    block_ttl_s: int = 10
+    """How long a client may remember that a name is blocked: short, so that an exception works at once."""
+    stale_s: int = 86400
+    """Serve what is so much out of date when no upstream answers (RFC 8767); 0: never."""
+    cache_bytes: int = 16 << 20
+    """Per worker: answers as the upstreams gave them."""
+    hot_bytes: int = 16 << 20
+    """Per worker: answers ready to send."""
+    rate: int = 300
+    """Queries per second and client, four seconds' worth at once; 0: no limit."""
+    page: tuple[str, ...] = ()
+    """Addresses of the block page, for groups with `on_block 'page'`."""
+    explain: bool = True
+    """Say in the answer that and why a name is blocked (RFC 8914)."""
+    nsid: str = ""
+    """Who we are, to those who ask by NSID (RFC 5001); empty: not said."""
 
 
 class NfqConfig(NamedTuple):
@@ -276,11 +306,63 @@ def _dns(options: Options) -> DnsConfig:
         port=options.integer("port", base.port, 1, 65535),
         workers=options.integer("workers", base.workers, 1, 16),
         upstream=options.endpoints("upstream", tuple(f"{host}#{port}" for host, port in base.upstream), 53),
+        upstream_tls=_tls_endpoints(options, "upstream_tls"),
+        local_server=options.endpoints("local_server", tuple(f"{host}#{p}" for host, p in base.local_server), 53),
+        local_domain=_domains(options, "local_domain", base.local_domain),
+        behind_dnsmasq=options.boolean("behind_dnsmasq", base.behind_dnsmasq),
+        rebind_protection=options.boolean("rebind_protection", base.rebind_protection),
+        rebind_domain=_domains(options, "rebind_domain", base.rebind_domain),
+        min_ttl_s=options.duration("min_ttl", f"{base.min_ttl_s}s", 0, 3600),
+        max_ttl_s=options.duration("max_ttl", f"{base.max_ttl_s}s", 1, 604800),
+        block_ttl_s=options.duration("block_ttl", f"{base.block_ttl_s}s", 0, 86400),
+        stale_s=options.duration("stale", f"{base.stale_s}s", 0, 604800),
+        cache_bytes=options.size("cache", f"{base.cache_bytes >> 20}M", 64 << 10, 1 << 32),
+        hot_bytes=options.size("hot_cache", f"{base.hot_bytes >> 20}M", 64 << 10, 1 << 32),
+        rate=options.integer("rate", base.rate, 0, 10_000_000),
+        page=options.addresses("page", base.page),
+        explain=options.boolean("explain", base.explain),
+        nsid=options.text("nsid", base.nsid),
     )
     options.finish()
-    if not dns.upstream:
+    if not dns.upstream and not dns.upstream_tls:
         raise ConfigError(f"{options.place('upstream')}: expected at least one address to ask")
+    if dns.min_ttl_s > dns.max_ttl_s:
+        raise ConfigError(
+            f"{options.place('min_ttl')}: expected at most max_ttl ({dns.max_ttl_s} s), got {dns.min_ttl_s} s"
+        )
+    if len(dns.nsid.encode()) > 64:
+        raise ConfigError(f"{options.place('nsid')}: expected at most 64 octets, got {len(dns.nsid.encode())}")
     return dns
+
+
+def _tls_endpoints(options: Options, option: str) -> tuple[tuple[str, int, str], ...]:
+    """Written `9.9.9.9@dns.quad9.net` or `9.9.9.9#8853@dns.quad9.net`: without a name, nothing proves who answers."""
+    found = []
+    for index, value in enumerate(options.texts(option)):
+        where, _, name = value.partition("@")
+        host, _, number = where.partition("#")
+        try:
+            ipaddress.ip_address(host)
+            port = int(number) if number else 853
+        except ValueError:
+            port = 0
+        if not 0 < port < 65536 or not name:
+            raise ConfigError(
+                f"{options.place(option)}[{index}]: expected ADDRESS@NAME or ADDRESS#PORT@NAME, got {value!r}"
+            )
+        found.append((host, port, name))
+    return tuple(found)
+
+
+def _domains(options: Options, option: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    found = []
+    for index, value in enumerate(options.texts(option, default)):
+        name = value.lower().strip(".")
+        labels = name.split(".")
+        if len(name) > 253 or not name.isascii() or not all(0 < len(label) < 64 for label in labels):
+            raise ConfigError(f"{options.place(option)}[{index}]: expected a domain name, got {value!r}")
+        found.append(name)
+    return tuple(found)
 
 
 def _nfq(options: Options) -> NfqConfig:
