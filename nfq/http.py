@@ -1,0 +1,82 @@
+"""The head of an HTTP/1.x request, as far as it has come: method, host, path. Never the query string, never the body.
+
+Rule: any bytes give a `Request`, NEED_MORE or None ("this is not HTTP"), in linear time, and raise nothing.
+Sources: RFC 9112 3 (request line), RFC 9112 3.2.2 and 3.2.3 (absolute and authority form), RFC 9113 3.4 (preface).
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+MAX_HEAD: Final = 16 << 10
+"""Octets of a request head: what common servers accept at most is 8 or 16 kB."""
+MAX_METHOD: Final = 20
+NEED_MORE: Final = 0
+PREFACE: Final = b"PRI * HTTP/2.0\r\n"
+_TOKEN: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_METHOD: Final = frozenset(b"-_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+
+
+class Request(NamedTuple):
+    """What a client asks for in clear text."""
+
+    method: str
+    host: bytes
+    """Lower case, without port; empty: HTTP/1.0 without Host."""
+    path: str
+    """From the slash on, without query and fragment; percent-escapes as they were sent."""
+
+
+def parse(data: bytes) -> Request | int | None:
+    """Read a request head. NEED_MORE: so far it looks like one. None: it is not one."""
+    line_end = data.find(b"\n")
+    line = data[: line_end if line_end >= 0 else len(data)].rstrip(b"\r")
+    method, space, rest = line.partition(b" ")
+    if not method or len(method) > MAX_METHOD or not _METHOD.issuperset(method):
+        return None
+    if line_end < 0:
+        # Without a space yet, any word of letters could be a method; a TLS or SSH hello has failed above or fails here.
+        return (
+            NEED_MORE if len(data) < MAX_HEAD and (not space or rest[:1] in (b"", b"/", b"*") or b":" in rest) else None
+        )
+    target, _, version = rest.rpartition(b" ")
+    if not version.startswith(b"HTTP/") or not target:
+        return None
+    if version.startswith(b"HTTP/2"):
+        return Request("PRI", b"", "")
+    return _with_host(method, target, data, line_end + 1)
+
+
+def _with_host(method: bytes, target: bytes, data: bytes, at: int) -> Request | int:
+    host: bytes | None = None
+    path = target
+    if method == b"CONNECT":
+        host, path = target, b""
+    elif not target.startswith((b"/", b"*")):
+        scheme, separator, rest = target.partition(b"://")
+        if separator and scheme.isalpha():
+            authority, slash, tail = rest.partition(b"/")
+            # Absolute form: the target's authority counts, whatever Host says (RFC 9112 3.2.2).
+            host, path = authority.partition(b"?")[0].rpartition(b"@")[2], slash + tail
+    while host is None:
+        end = data.find(b"\n", at)
+        if end < 0:
+            if len(data) >= MAX_HEAD:
+                break
+            return NEED_MORE
+        line = data[at:end].rstrip(b"\r")
+        if not line:
+            break
+        name, colon, value = line.partition(b":")
+        if colon and name.strip().lower() == b"host":
+            host = value.strip()
+        at = end + 1
+    clean = path.partition(b"?")[0].partition(b"#")[0]
+    return Request(method.decode("ascii"), strip_port(host or b""), clean.decode("ascii", "backslashreplace"))
+
+
+def strip_port(authority: bytes) -> bytes:
+    """`Example.ORG:8080` to `example.org`; an IPv6 literal loses its brackets; a dot at the end goes too."""
+    if authority.startswith(b"["):
+        return authority[1:].partition(b"]")[0].lower()
+    return authority.partition(b":")[0].rstrip(b".").lower()

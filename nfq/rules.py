@@ -1,0 +1,106 @@
+"""The firewall rules, from one description, for two back-ends. Text only; `nfq.firewall` applies it.
+
+What the rules do, in the order a packet meets them:
+ 1. nat prerouting: LAN questions to port 53 of anybody go to the DNS hook, while its lease lives (or always, if closed).
+ 2. mangle forward: an undecided flow's first packets that carry data go to our queues.
+ 3. filter forward, first of all: the verdict that came back as packet mark is written into the conntrack mark (the
+    first one wins), blocked flows are rejected, port 853 is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from nfq.hook import Mark
+
+INSPECTED: Final = 12
+"""Packets of the original direction that may come up while a flow is undecided."""
+SMALLEST: Final = 120
+"""Octets of an IP packet that can be the first half of a hello; the last part of a write carries PSH and any length."""
+LEASE_S: Final = 5
+"""The agent renews the lease every second and is back within two when it dies."""
+LEASE4: Final = "gatehouse4"
+LEASE6: Final = "gatehouse6"
+
+
+class Plan(NamedTuple):
+    """The one description."""
+
+    lan: tuple[str, ...]
+    queue_first: int
+    queues: int
+    mask: int
+    dns_port: int
+    """0: no redirect."""
+    closed: bool
+
+    def mark(self, mark: Mark) -> str:
+        """`value/mask`, as both back-ends write it."""
+        return f"{int(mark) * (self.mask & -self.mask):#x}/{self.mask:#x}"
+
+
+ORIGINAL: Final = "--connbytes-dir original --connbytes-mode packets"
+CHAINS: Final = (
+    ("nat", "GH-DNS"),
+    ("mangle", "GH-QUEUE"),
+    ("mangle", "GH-FIRST"),
+    ("filter", "GH-VERDICT"),
+    ("filter", "GH-BLOCKED"),
+)
+"""iptables: (table, our chain)."""
+JUMPS: Final = (
+    ("nat", "PREROUTING", "GH-DNS"),
+    ("mangle", "FORWARD", "GH-QUEUE"),
+    ("filter", "FORWARD", "GH-VERDICT"),
+)
+"""iptables: (table, built-in chain, our chain); each jump stands first in its chain."""
+
+
+def iptables(plan: Plan, family: int) -> str:
+    """Input for `iptables-restore --noflush` (family 4) or `ip6tables-restore --noflush` (6): fills our chains."""
+    block = plan.mark(Mark.BLOCK)
+    mask = f"{plan.mask:#x}"
+    queue = f"-j NFQUEUE --queue-balance {plan.queue_first}:{plan.queue_first + plan.queues - 1}"
+    if plan.queues == 1:
+        queue = f"-j NFQUEUE --queue-num {plan.queue_first}"
+    if not plan.closed:
+        queue += " --queue-bypass"
+    lease = ""
+    if not plan.closed:
+        name, zero = (LEASE4, "0.0.0.0") if family == 4 else (LEASE6, "::")
+        lease = f"-m recent --name {name} --rsource --mask {zero} --rcheck --seconds {LEASE_S} "
+    unreachable = "icmp-port-unreachable" if family == 4 else "icmp6-port-unreachable"
+    save = f"-j CONNMARK --save-mark --nfmask {mask} --ctmask {mask}"
+    lines = ["*nat", ":GH-DNS - [0:0]"]
+    if plan.dns_port:
+        for lan in plan.lan:
+            for protocol in ("udp", "tcp"):
+                lines.append(
+                    f"-A GH-DNS -i {lan} -p {protocol} --dport 53 {lease}-j REDIRECT --to-ports {plan.dns_port}"
+                )
+    lines += ["COMMIT", "*mangle", ":GH-QUEUE - [0:0]", ":GH-FIRST - [0:0]"]
+    lines += [f"-A GH-QUEUE -i {lan} -m connmark --mark 0/{mask} -j GH-FIRST" for lan in plan.lan]
+    lines += [
+        f"-A GH-FIRST -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN",
+        "-A GH-FIRST -m conntrack --ctdir REPLY -j RETURN",
+        f"-A GH-FIRST -p udp {queue}",
+        f"-A GH-FIRST -p tcp --tcp-flags PSH PSH {queue}",
+        f"-A GH-FIRST -p tcp -m length --length {SMALLEST}:65535 {queue}",
+        "COMMIT",
+        "*filter",
+        ":GH-VERDICT - [0:0]",
+        ":GH-BLOCKED - [0:0]",
+        f"-A GH-VERDICT -m mark ! --mark 0/{mask} -m connmark --mark 0/{mask} {save}",
+        f"-A GH-VERDICT -m connmark --mark {block} -j GH-BLOCKED",
+    ]
+    for lan in plan.lan:
+        lines += [
+            f"-A GH-VERDICT -i {lan} -p tcp --dport 853 -j REJECT --reject-with tcp-reset",
+            f"-A GH-VERDICT -i {lan} -p udp --dport 853 -j REJECT --reject-with {unreachable}",
+        ]
+    lines += [
+        "-A GH-BLOCKED -p tcp -j REJECT --reject-with tcp-reset",
+        f"-A GH-BLOCKED -j REJECT --reject-with {unreachable}",
+        "COMMIT",
+    ]
+    return "\n".join(lines) + "\n"
