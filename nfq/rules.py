@@ -1,7 +1,7 @@
 """The firewall rules, from one description, for two back-ends. Text only; `nfq.firewall` applies it.
 
 What the rules do, in the order a packet meets them:
- 1. nat prerouting: LAN questions to port 53 of anybody go to the DNS hook, while its lease lives (or always, if closed).
+ 1. nat prerouting: LAN questions to anybody's port 53 go to the DNS hook, while its lease lives (always, if closed).
  2. mangle forward: an undecided flow's first packets that carry data go to our queues.
  3. filter forward, first of all: the verdict that came back as packet mark is written into the conntrack mark (the
     first one wins), blocked flows are rejected, port 853 is refused.
