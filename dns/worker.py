@@ -1,13 +1,41 @@
-"""The DNS hook's process: sockets, clocks and signals around the core."""
+"""The DNS hook's process: one loop over sockets, clocks, signals and the link to the agent, around the core.
+
+Rule: one thread, nothing blocks but the poll; whatever arrives on the network, the process goes on.
+"""
 
 from __future__ import annotations
 
+import gc
+import os
+import select
+import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum
+from typing import Final
 
+from dns.door import Admission, TcpDoor, UdpDoor, Way, tcp_socket, udp_socket
 from dns.link import Link
+from dns.outside import Outside
+from dns.proxy import Peer, Proxy, Reply
 from policy.config import DnsConfig
+from policy.errors import ConfigError, GatehouseError
+from policy.frame import Client, Reload, Stop
 from policy.verdict import Decider
+
+TURN_S: Final = 0.2
+"""The longest poll: the link wants to be pumped."""
+TIDY_S: Final = 1.0
+DRAIN_S: Final = 1.0
+"""What is in flight at SIGTERM may take so long to come home."""
+
+
+class _End(Enum):
+    STOP = 0
+    SETTINGS = 1
+    """Other settings: start again with them."""
 
 
 def run(
@@ -26,5 +54,232 @@ def run(
     GatehouseError at a reload, what was there before goes on. `settings_source` likewise; None: never changes.
     `lan`: interfaces whose clients are served, besides this machine itself; empty: whoever asks.
     `wall_s` gives wall time, or None while the clock is not known to be right.
+    Raises: ConfigError if nothing can be listened on; GatehouseError from the sources, at the start.
     """
-    raise SystemExit("dns: not served yet")
+    with _signals() as (reader, seen):
+        decider = decider_source()
+        while True:
+            loop = _Loop(settings, decider, link, lan, wall_s, reader, seen)
+            try:
+                end = loop.serve(decider_source, settings_source)
+            finally:
+                loop.close()
+            if end is _End.STOP:
+                link.close()
+                return
+            settings, decider = loop.next_settings, loop.decider
+
+
+@contextmanager
+def _signals() -> Iterator[tuple[int, set[int]]]:
+    """A descriptor that becomes readable at a signal, and the set that the signal's number is put in."""
+    seen: set[int] = set()
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = [signal.signal(number, lambda number, _: seen.add(number)) for number in numbers]
+    try:
+        yield reader, seen
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
+
+
+class _Loop:
+    """One set of settings' worth of service."""
+
+    def __init__(
+        self,
+        settings: DnsConfig,
+        decider: Decider,
+        link: Link,
+        lan: tuple[str, ...],
+        wall_s: Callable[[], float | None],
+        signal_reader: int,
+        signals: set[int],
+    ) -> None:
+        self.next_settings = self.settings = settings
+        self.decider = decider
+        self._link = link
+        self._wall_s = wall_s
+        self._signals = signals
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self.watch(signal_reader, select.EPOLLIN, lambda _: _empty(signal_reader))
+        self.proxy = Proxy(settings, decider, os.urandom)
+        self._outside = Outside(
+            [server.where for server in self.proxy.servers],
+            self,
+            self.proxy.receive_reply,
+            self.proxy.receive_failure,
+            now,
+        )
+        self._admission = Admission(lan, now)
+        self._udp: list[UdpDoor] = []
+        self._tcp: list[TcpDoor] = []
+        self._open()
+        self._tidy_at = 0.0
+        self._set_clock()
+        link.counters = self.counters
+
+    # What `Outside` and the doors ask of the loop.
+
+    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        self._handlers[fd] = handler
+        self._epoll.register(fd, events)
+
+    def change(self, fd: int, events: int) -> None:
+        self._epoll.modify(fd, events)
+
+    def forget(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def counters(self) -> Mapping[str, int]:
+        """For the heartbeat."""
+        found = dict(self.proxy.counters)
+        parts = [self.proxy.cache.counters, self.proxy.limiter.counters, self._admission.counters]
+        parts += [door.counters for door in self._udp]
+        parts += [door.counters for door in self._tcp]
+        for part in parts:
+            for name, value in part.items():
+                found[name] = found.get(name, 0) + value
+        found["cache_bytes"] = self.proxy.cache.bytes_used
+        found["pending"] = len(self.proxy.pending)
+        return found
+
+    def serve(self, decider_source: Callable[[], Decider], settings_source: Callable[[], DnsConfig] | None) -> _End:
+        """Until the end, or until the settings change."""
+        gc.collect()
+        gc.freeze()  # what lives now lives on: never look at it again
+        while True:
+            self._turn(self._timeout())
+            commands = self._link.pump(time.monotonic())
+            for command in commands:
+                if isinstance(command, Client):
+                    self.proxy.learn_client(command.address, command.mac)
+            if (
+                signal.SIGTERM in self._signals
+                or signal.SIGINT in self._signals
+                or any(isinstance(command, Stop) for command in commands)
+            ):
+                self._drain()
+                return _End.STOP
+            if signal.SIGHUP in self._signals or any(isinstance(command, Reload) for command in commands):
+                self._signals.discard(signal.SIGHUP)
+                if self._reload(decider_source, settings_source):
+                    self._drain()
+                    return _End.SETTINGS
+
+    def close(self) -> None:
+        """Give everything back."""
+        for door in self._udp:
+            self.forget(door.socket.fileno())
+            door.socket.close()
+        for stream_door in self._tcp:
+            stream_door.close()
+        self._outside.close()
+        self._epoll.close()
+
+    def _open(self) -> None:
+        shared = self.settings.workers > 1
+        for host in self.settings.listen:
+            try:
+                udp = udp_socket(host, self.settings.port, shared=shared)
+                tcp = tcp_socket(host, self.settings.port, shared=shared)
+            except OSError as error:  # a kernel without IPv6, or an address that this router does not have (yet)
+                print(f"dns: cannot listen on {host} port {self.settings.port}: {error}", file=sys.stderr)
+                continue
+            door = UdpDoor(udp, self._admission, self._receive, now)
+            self._udp.append(door)
+            self.watch(udp.fileno(), select.EPOLLIN, door.readable)
+            stream_door = TcpDoor(tcp, self, self._admission, self._receive, now)
+            self._tcp.append(stream_door)
+            self.watch(tcp.fileno(), select.EPOLLIN, stream_door.readable)
+        if not self._udp:
+            raise ConfigError(f"dns.listen: cannot listen on any of {', '.join(self.settings.listen)}")
+
+    def _receive(self, data: bytes, peer: Peer, at: float) -> Reply | None:
+        return self.proxy.receive_query(data, peer, at)
+
+    def _timeout(self) -> float:
+        due = self.proxy.next_timer()
+        wait = min(TURN_S, self._link.next_timer() - time.monotonic())
+        if due is not None:
+            wait = min(wait, due - now())
+        return max(0.0, wait)
+
+    def _turn(self, timeout_s: float) -> None:
+        """Wait for something, and do all that follows from it."""
+        for fd, events in self._epoll.poll(timeout_s):
+            handler = self._handlers.get(fd)
+            if handler is not None:  # an earlier handler of this turn may have closed it
+                handler(events)
+        at = now()
+        due = self.proxy.next_timer()
+        if due is not None and due <= at:
+            self.proxy.handle_timer(at)
+        if at >= self._tidy_at:
+            self._tidy(at)
+        self._send(at)
+
+    def _send(self, at: float) -> None:
+        while asks := self.proxy.asks():
+            for ask in asks:
+                self._outside.send(ask, at)
+        for reply in self.proxy.replies():
+            way: Way = reply.peer.route  # type: ignore[assignment]  # the doors put it there; the core does not look
+            way.send(reply.data)
+        for event in self.proxy.events():
+            self._link.put(event)
+
+    def _tidy(self, at: float) -> None:
+        self._tidy_at = at + TIDY_S
+        self._outside.tidy(at)
+        for door in self._tcp:
+            door.tidy(at)
+        self.proxy.fold(at)
+        self._set_clock()
+
+    def _set_clock(self) -> None:
+        wall = self._wall_s()
+        self.proxy.wall_offset = None if wall is None else wall - now()
+
+    def _reload(self, decider_source: Callable[[], Decider], settings_source: Callable[[], DnsConfig] | None) -> bool:
+        """Read everything again. True: the settings are others."""
+        try:
+            decider = decider_source()
+            settings = settings_source() if settings_source is not None else self.settings
+        except GatehouseError as error:
+            print(f"dns: not reloaded, what was there before goes on: {error}", file=sys.stderr)
+            return False
+        self.decider = decider
+        self.proxy.set_decider(decider)
+        self.next_settings = settings
+        return settings != self.settings
+
+    def _drain(self) -> None:
+        """No more questions; wait a little for the answers to those that are in flight."""
+        for door in self._udp:
+            self.forget(door.socket.fileno())
+        deadline = now() + DRAIN_S
+        while len(self.proxy.pending) and now() < deadline:
+            self._turn(min(0.05, self._timeout()))
+            self._link.pump(time.monotonic())
+        self.proxy.drain(now())
+        self._send(now())
+
+
+def now() -> float:
+    """Seconds since boot, sleep included: what records are timed by."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _empty(fd: int) -> None:
+    try:
+        os.read(fd, 4096)
+    except BlockingIOError:
+        pass

@@ -1,0 +1,87 @@
+"""From an upstream's reply to a cache entry: what to keep, and for how long (RFC 1035 7.3, RFC 2308, RFC 2181 8)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dns.cache import Entry
+from dns.rewrite import reassemble
+from dns.wire import AD, Header, Rcode, Record, Type, read_records, skip_name
+from policy.errors import WireError
+
+NEGATIVE_MAX_S: Final = 3600
+"""RFC 2308 5: one to three hours have been found to work well."""
+FAILURE_S: Final = 2
+"""SERVFAIL and the like. RFC 9520 3.2: at least one second, so that a broken zone is not asked for in a storm."""
+
+
+def full_rcode(header: Header, records: list[Record]) -> int:
+    """RCODE with the upper bits that an OPT record carries (RFC 6891 6.1.3)."""
+    low = header.flags & 0xF
+    for record in records:
+        if record.rtype == Type.OPT:
+            return low | record.ttl >> 24 << 4
+    return low
+
+
+def learn(
+    data: bytes, name: bytes, end: int, header: Header, now_s: int, *, min_ttl_s: int = 0, max_ttl_s: int = 86400
+) -> Entry:
+    """The entry for a reply whose question, which ends at `end`, has been checked.
+
+    Raises: WireError if the reply is malformed.
+    """
+    records, behind = read_records(data, end, header)
+    rcode = full_rcode(header, records)
+    ttl = _lifetime(data, end - 4, records, rcode)
+    if rcode == Rcode.NOERROR and header.answers:
+        ttl = max(ttl, min_ttl_s)
+    ttl = min(ttl, max_ttl_s)
+    kept = [record for record in records if record.rtype != Type.OPT]
+    flags = rcode & 0xFFF | (header.flags & AD) << 8
+    an, ns, ar = (sum(record.section == section for record in kept) for section in range(3))
+    if len(kept) == len(records):
+        body = data[end:behind]
+    elif kept == records[:-1]:  # the OPT record stands last, as nearly everybody writes it
+        body = data[end : records[-1].at]
+    else:
+        again = reassemble(data, kept, name)
+        return Entry(now_s, now_s + ttl, flags, an, ns, ar, again.data)
+    return Entry(now_s, now_s + ttl, flags, an, ns, ar, _plain_case(data, body, end, kept, name))
+
+
+def _lifetime(data: bytes, type_at: int, records: list[Record], rcode: int) -> int:
+    """Seconds. All records of an entry live as long as the one that lives shortest."""
+    if rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN):
+        return FAILURE_S
+    asked = int.from_bytes(data[type_at : type_at + 2], "big")
+    # RFC 2181 8: a TTL with its top bit set is zero.
+    ttls = [record.ttl if record.ttl < 1 << 31 else 0 for record in records if record.rtype != Type.OPT]
+    shortest = min(ttls, default=0)
+    if rcode == Rcode.NOERROR and any(r.section == 0 and (r.rtype == asked or asked == Type.ANY) for r in records):
+        return shortest
+    for record in records:
+        if record.section == 1 and record.rtype == Type.SOA:
+            return min(shortest, _soa_minimum(data, record), NEGATIVE_MAX_S)
+    return 0  # RFC 2308 5: without an SOA a negative answer is not kept
+
+
+def _soa_minimum(data: bytes, record: Record) -> int:
+    at = skip_name(data, skip_name(data, record.data)) + 16
+    if at + 4 != record.end:
+        raise WireError(f"soa at {record.at}: {record.length} octets")
+    return int.from_bytes(data[at : at + 4], "big")
+
+
+def _plain_case(data: bytes, body: bytes, start: int, records: list[Record], name: bytes) -> bytes:
+    """The body with our random letter case (0x20) taken out of owner names that are not compressed.
+
+    Some servers repeat the name as they were asked; a client that compares letter by letter would not know it.
+    """
+    plain: bytearray | None = None
+    for record in records:
+        owner = data[record.at : record.at + len(name)]
+        if owner != name and owner.lower() == name:
+            plain = plain or bytearray(body)
+            plain[record.at - start : record.at - start + len(name)] = name
+    return bytes(plain) if plain is not None else body
