@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from struct import Struct, error
 from typing import Final, NamedTuple, Protocol
 
+from dns.hot import HotCache
 from dns.outside import Poller
 from dns.proxy import Peer, Reply
 from dns.stream import Framer, framed
@@ -41,7 +42,7 @@ _INFO6: Final = Struct("@16sI")
 class Way(Protocol):
     """The way back to a client; what stands in `Peer.route`."""
 
-    def send(self, data: bytes) -> None:
+    def send(self, reply: Reply) -> None:
         """Send an answer; never blocks, never raises."""
         ...
 
@@ -53,8 +54,15 @@ class DatagramWay(NamedTuple):
     address: tuple[object, ...]
     info: list[tuple[int, int, bytes]]
     """Packet info, as it came."""
+    client: bytes
+    key: bytes
+    """What the hot cache would find this question by."""
 
-    def send(self, data: bytes) -> None:
+    def send(self, reply: Reply) -> None:
+        self.door.keep(reply, self)
+        self.transmit(reply.data)
+
+    def transmit(self, data: bytes) -> None:
         try:
             self.door.socket.sendmsg((data,), self.info, 0, self.address)
         except OSError:  # the buffer is full, the client is gone, or the firewall forbids: as good as lost on the way
@@ -137,12 +145,14 @@ class UdpDoor:
         self,
         sock: socket.socket,
         admission: Admission,
+        hot: HotCache,
         receive: Callable[[bytes, Peer, float], Reply | None],
         clock: Callable[[], float],
     ) -> None:
         self.socket: Final = sock
         self._is_ipv6 = sock.family == socket.AF_INET6
         self._admission = admission
+        self._hot = hot
         self._receive = receive
         self._clock = clock
         self.counters: Final = {"unsent": 0}
@@ -157,13 +167,28 @@ class UdpDoor:
                 return
             except OSError:  # an ICMP error for an answer we sent; the next datagram has nothing to do with it
                 continue
+            now = self._clock()
+            client, key = packed_address(self._is_ipv6, address[0]), data[2:]
+            way = DatagramWay(self, address, info, client, key)
+            self._hot.tidy(now)
+            tail = self._hot.find(client, key, now)
+            if tail is not None:
+                way.transmit(data[:2] + tail)
+                continue
             if self._admission.is_needed and not self._admission.admits(interface_of(info)):
                 continue
-            way = DatagramWay(self, address, info)
-            peer = Peer(packed_address(self._is_ipv6, address[0]), False, way)
-            reply = self._receive(data, peer, self._clock())
+            reply = self._receive(data, Peer(client, False, way), now)
             if reply is not None:
-                way.send(reply.data)
+                way.send(reply)
+
+    def keep(self, reply: Reply, way: DatagramWay) -> None:
+        """The next one who asks this need not wait for the core."""
+        if reply.hot is not None:
+            self._hot.put(way.key, reply, reply.hot)
+            self._hot.admit(way.client, reply.hot.group)
+
+    def flush(self, now: float) -> None:
+        """Nothing is kept back here."""
 
 
 class _Connection:
@@ -179,8 +204,8 @@ class _Connection:
         self.out = bytearray()
         self.used_at = now
 
-    def send(self, data: bytes) -> None:
-        self._door.send(data, self)
+    def send(self, reply: Reply) -> None:
+        self._door.send(reply.data, self)
 
 
 class TcpDoor:

@@ -82,7 +82,9 @@ class Hot(NamedTuple):
     valid_until: float
     """No longer than that, whatever the TTL: a schedule may change."""
     expires: float
-    """The TTL in the answer has been told for less time than is left; stamp it anew until then. Infinite: no TTL."""
+    """Stamp the TTL anew until then. FOREVER: it is the same at any time."""
+    true_until: int
+    """How long the TTL in the answer is not longer than the truth."""
     record: Dns
     """What to put on record each time, but for time and client."""
 
@@ -621,11 +623,11 @@ class Proxy:
             until = self._decider.valid_until(client.group, wall)
             valid_until = float(FOREVER) if wall is None or until >= FOREVER else now + until - wall
             again = record._replace(at_ms=0, client=b"", mac=b"", cached=True, latency_ms=0)
-            hot = Hot(client.group, valid_until, expires, again)
+            hot = Hot(client.group, valid_until, expires, stamped(expires, now)[1], again)
         return Reply(query.id.to_bytes(2, "big") + tail, peer, hot)
 
 
-def stamped(expires_s: float, now: float) -> tuple[int, float]:
+def stamped(expires_s: float, now: float) -> tuple[int, int]:
     """The TTL to tell from now on, and until when: it is the truth at the end of that time, never too long."""
     until = int(now + min(STAMP_MAX_S, (expires_s - now) / 8)) + 1
     return max(0, int(expires_s - until)), until

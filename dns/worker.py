@@ -9,6 +9,7 @@ import gc
 import os
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,9 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Final
 
+from dns.batch import BatchDoor, SystemCalls
 from dns.door import Admission, TcpDoor, UdpDoor, Way, tcp_socket, udp_socket
+from dns.hot import HotCache
 from dns.link import Link
 from dns.outside import Outside
 from dns.proxy import Peer, Proxy, Reply
@@ -28,6 +31,8 @@ from policy.verdict import Decider
 TURN_S: Final = 0.2
 """The longest poll: the link wants to be pumped."""
 TIDY_S: Final = 1.0
+HAND_OVER_S: Final = 0.05
+"""How long look-ups may wait to be put on record in one go."""
 DRAIN_S: Final = 1.0
 """What is in flight at SIGTERM may take so long to come home."""
 
@@ -118,10 +123,12 @@ class _Loop:
             now,
         )
         self._admission = Admission(lan, now)
-        self._udp: list[UdpDoor] = []
+        self._hot = HotCache(settings.hot_bytes, link.put, link.put_folded, self.proxy.limiter)
+        self._calls = _system_calls()
+        self._udp: list[UdpDoor | BatchDoor] = []
         self._tcp: list[TcpDoor] = []
         self._open()
-        self._tidy_at = 0.0
+        self._tidy_at = self._hand_over_at = 0.0
         self._set_clock()
         link.counters = self.counters
 
@@ -141,12 +148,13 @@ class _Loop:
     def counters(self) -> Mapping[str, int]:
         """For the heartbeat."""
         found = dict(self.proxy.counters)
-        parts = [self.proxy.cache.counters, self.proxy.limiter.counters, self._admission.counters]
+        parts = [self.proxy.cache.counters, self._hot.counters, self.proxy.limiter.counters, self._admission.counters]
         parts += [door.counters for door in self._udp]
         parts += [door.counters for door in self._tcp]
         for part in parts:
             for name, value in part.items():
                 found[name] = found.get(name, 0) + value
+        found["hot_bytes"] = self._hot.bytes_used
         found["cache_bytes"] = self.proxy.cache.bytes_used
         found["pending"] = len(self.proxy.pending)
         return found
@@ -159,8 +167,8 @@ class _Loop:
             self._turn(self._timeout())
             commands = self._link.pump(time.monotonic())
             for command in commands:
-                if isinstance(command, Client):
-                    self.proxy.learn_client(command.address, command.mac)
+                if isinstance(command, Client) and self.proxy.learn_client(command.address, command.mac):
+                    self._hot.dismiss(command.address)
             if (
                 signal.SIGTERM in self._signals
                 or signal.SIGINT in self._signals
@@ -193,7 +201,7 @@ class _Loop:
             except OSError as error:  # a kernel without IPv6, or an address that this router does not have (yet)
                 print(f"dns: cannot listen on {host} port {self.settings.port}: {error}", file=sys.stderr)
                 continue
-            door = UdpDoor(udp, self._admission, self._receive, now)
+            door = self._udp_door(udp)
             self._udp.append(door)
             self.watch(udp.fileno(), select.EPOLLIN, door.readable)
             stream_door = TcpDoor(tcp, self, self._admission, self._receive, now)
@@ -201,6 +209,11 @@ class _Loop:
             self.watch(tcp.fileno(), select.EPOLLIN, stream_door.readable)
         if not self._udp:
             raise ConfigError(f"dns.listen: cannot listen on any of {', '.join(self.settings.listen)}")
+
+    def _udp_door(self, sock: socket.socket) -> UdpDoor | BatchDoor:
+        if self._calls is None:
+            return UdpDoor(sock, self._admission, self._hot, self._receive, now)
+        return BatchDoor(sock, self._calls, self._admission, self._hot, self._receive, now)
 
     def _receive(self, data: bytes, peer: Peer, at: float) -> Reply | None:
         return self.proxy.receive_query(data, peer, at)
@@ -232,9 +245,14 @@ class _Loop:
                 self._outside.send(ask, at)
         for reply in self.proxy.replies():
             way: Way = reply.peer.route  # type: ignore[assignment]  # the doors put it there; the core does not look
-            way.send(reply.data)
+            way.send(reply)
+        for door in self._udp:
+            door.flush(at)
         for event in self.proxy.events():
             self._link.put(event)
+        if self._hot.noted and at >= self._hand_over_at:
+            self._hand_over_at = at + HAND_OVER_S
+            self._hot.hand_over(at)
 
     def _tidy(self, at: float) -> None:
         self._tidy_at = at + TIDY_S
@@ -258,6 +276,7 @@ class _Loop:
             return False
         self.decider = decider
         self.proxy.set_decider(decider)
+        self._hot.clear()
         self.next_settings = settings
         return settings != self.settings
 
@@ -271,11 +290,19 @@ class _Loop:
             self._link.pump(time.monotonic())
         self.proxy.drain(now())
         self._send(now())
+        self._hot.hand_over(now())
 
 
 def now() -> float:
     """Seconds since boot, sleep included: what records are timed by."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _system_calls() -> SystemCalls | None:
+    try:
+        return SystemCalls()
+    except OSError:  # an architecture whose numbers we do not know: one datagram at a time, then
+        return None
 
 
 def _empty(fd: int) -> None:

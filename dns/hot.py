@@ -1,0 +1,269 @@
+"""Answers ready to send, found by the very octets of the question, and the counting of those who got them.
+
+A query from its third octet on (flags, counts, question, EDNS) is the key, one table per client group; the value is
+four machine words: where the answer's tail lies, how long it is, what to put on record, and until when its TTL is
+true. So a batch of queries is looked up by one expression and answered by one gather list, and nothing is copied.
+Rule: bounded in octets. The arena has two halves; when one is full the other is emptied, so the oldest answers go.
+What is put on record refers to the arena: it is handed over before any half is emptied.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Callable, Sequence
+from struct import Struct, calcsize
+from typing import Final, cast
+
+import msgpack
+
+from dns.limit import Limiter
+from dns.proxy import Hot, Reply, stamped
+from dns.wire import Type, read_header, read_question, read_records
+from policy.errors import WireError
+from policy.event import Dns, Event
+from policy.frame import event_bytes
+from policy.verdict import Verdict
+
+ENTRY: Final = Struct("@LLLL")
+"""Tail's address and length, place of its record, deadline: `unsigned long` has the size of a pointer on Linux."""
+WORDS: Final = 4
+NEVER: Final = (1 << 32) - 1
+"""A deadline that does not come: 136 years of uptime. It fits 32 bits, as an `unsigned long` must on many routers."""
+
+MAX_CLIENTS: Final = 4096
+MAX_NOTED: Final = 4096
+"""Look-ups noted until they must be handed over: policy.frame's MAX_FRAME_EVENTS."""
+MAX_RECENT: Final = 2048
+"""Records kept unpacked: the popular names; each costs 400 octets."""
+PER_ENTRY: Final = (33 + 7) + (33 + ENTRY.size + 15) + 60
+"""Octets besides key and arena: two bytes objects' heads, rounding, and a dict slot."""
+
+_META: Final = Struct("@QQHHxxxx")
+"""In the arena before each tail: expiry (s, or NEVER), policy's end (s), octets of the record, of the tail."""
+
+Get = Callable[[bytes], bytes | None]
+
+
+def _nothing(_: bytes) -> bytes | None:
+    return None
+
+
+class HotCache:
+    """One worker's. `put_folded` and `put` are the link's; `limiter` is the core's."""
+
+    def __init__(
+        self,
+        max_bytes: int,
+        put: Callable[[Event], None],
+        put_folded: Callable[[Sequence[Dns], Sequence[int], Sequence[int], list[bytes]], None],
+        limiter: Limiter,
+    ) -> None:
+        self.counters: Final = {"hot": 0, "stamped": 0, "evictions": 0}
+        self.clients: Final[dict[bytes, Get]] = {}
+        """Client's address -> look-up in its group's table. Who is not in it takes the slow path."""
+        self.nothing: Final = _nothing
+        self._put = put
+        self._put_folded = put_folded
+        self._limiter = limiter
+        self._max_bytes = max_bytes
+        self._half = (max_bytes // 4) & ~7
+        self._arena = mmap.mmap(-1, 2 * self._half)
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._arena))
+        self._tables: dict[int, dict[bytes, bytes]] = {}
+        self._at = [0, self._half]
+        """Next free place in each half."""
+        self._now = 0
+        """The half that is being filled."""
+        self._bytes = [0, 0]
+        """Of keys and entries, by half."""
+        self._is_full = False
+        self._recent: dict[int, Dns] = {}
+        self._places: list[int] = []
+        self._clients: list[bytes] = []
+        self._times: list[tuple[int, int]] = []
+        """Milliseconds, and how many look-ups."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self._tables.values()))
+
+    @property
+    def bytes_used(self) -> int:
+        return sum(self._bytes) + self._at[0] + self._at[1] - self._half
+
+    def admit(self, client: bytes, group: int) -> None:
+        """Questions of this client may be looked up here."""
+        if len(self.clients) >= MAX_CLIENTS:
+            self.clients.clear()
+        self.clients[client] = self._tables.setdefault(group, {}).get
+
+    def dismiss(self, client: bytes) -> None:
+        """No longer: its group has changed, or it asks too much."""
+        self.clients.pop(client, None)
+
+    def clear(self) -> None:
+        """Forget all answers and clients: another policy."""
+        self.hand_over(0.0)
+        self._tables.clear()
+        self.clients.clear()
+        self._recent.clear()
+        self._at, self._now, self._bytes = [0, self._half], 0, [0, 0]
+        self._is_full = False
+
+    def put(self, key: bytes, reply: Reply, hot: Hot) -> bytes | None:
+        """Keep an answer. Gives its entry; None: there is no room before `tidy`."""
+        tail = memoryview(reply.data)[2:]
+        record = event_bytes(hot.record)
+        size = (_META.size + len(record) + len(tail) + 15) & ~7
+        start = self._at[self._now]
+        cost = len(key) + PER_ENTRY
+        end = self._half * (self._now + 1)
+        if start + size > end or self._bytes[self._now] + cost > self._max_bytes // 4:
+            self._is_full = True
+            return None
+        self._at[self._now] = start + size
+        self._bytes[self._now] += cost
+        expires = min(NEVER, int(hot.expires))
+        policy_end = min(NEVER, int(hot.valid_until))
+        deadline = policy_end if expires == NEVER else min(policy_end, hot.true_until)
+        at = start + _META.size
+        _META.pack_into(self._arena, start, expires, policy_end, len(record), len(tail))
+        self._arena[at : at + len(record)] = record
+        at += len(record)
+        self._arena[at : at + len(tail)] = tail
+        place = start << 1 | (hot.record.verdict == Verdict.BLOCK)
+        entry = ENTRY.pack(self._base + at, len(tail), place + 2, deadline)
+        self._tables.setdefault(hot.group, {})[key] = entry
+        return entry
+
+    def renew(self, client: bytes, key: bytes, entry: bytes, now: float) -> bytes | None:
+        """An entry whose deadline has passed: stamped anew, or forgotten. Gives the entry to use."""
+        address, length, place, _ = ENTRY.unpack(entry)
+        start = (place - 2) >> 1
+        expires, policy_end, _, _ = _META.unpack_from(self._arena, start)
+        get = self.clients.get(client)
+        if get is None:
+            return None
+        table = cast("dict[bytes, bytes]", get.__self__)  # type: ignore[attr-defined]  # it is a dict's
+        found = table.get(key)
+        if found is not None and found is not entry:
+            return found  # renewed by an earlier query of the same batch
+        if now >= policy_end or expires - now < 2:
+            table.pop(key, None)
+            return None
+        ttl, deadline = stamped(expires, now)
+        at = address - self._base
+        if not self._stamp(at, length, ttl):
+            table.pop(key, None)
+            return None
+        self.counters["stamped"] += 1
+        entry = table[key] = ENTRY.pack(address, length, place, min(policy_end, deadline))
+        return entry
+
+    def find(self, client: bytes, key: bytes, now: float) -> bytes | None:
+        """One look-up: the answer's tail. Noted, if there is one."""
+        entry = self.clients.get(client, _nothing)(key)
+        if entry is not None and int.from_bytes(entry[-ENTRY.size // WORDS :], _ORDER) < now:
+            entry = self.renew(client, key, entry, now)
+        if entry is None:
+            return None
+        address, length, place, _ = ENTRY.unpack(entry)
+        self.note([place], [client], now)
+        at = address - self._base
+        return self._arena[at : at + length]
+
+    def note(self, places: list[int], clients: list[bytes], now: float) -> None:
+        """These clients got these answers: third words of the entries, in the same order."""
+        self._places += places
+        self._clients += clients
+        self._times.append((int(now * 1000), len(places)))
+
+    @property
+    def noted(self) -> int:
+        return len(self._places)
+
+    def tidy(self, now: float) -> None:
+        """Between two batches, when no pointer into the arena is in use: make room, if there is need."""
+        if len(self._places) >= MAX_NOTED:
+            self.hand_over(now)
+        if not self._is_full:
+            return
+        self.hand_over(now)
+        self._is_full = False
+        self.counters["evictions"] += 1
+        self._now = 1 - self._now
+        low = self._half * self._now
+        self._at[self._now] = low
+        self._bytes[self._now] = 0
+        first, last = self._base + low, self._base + low + self._half
+        for table in self._tables.values():
+            gone = [key for key, entry in table.items() if first <= int.from_bytes(entry[:_WORD], _ORDER) < last]
+            for key in gone:
+                del table[key]
+        self._recent.clear()
+
+    def hand_over(self, now: float) -> None:
+        """Put on record what was noted, and count it against the clients' rates."""
+        places, clients, times = self._places, self._clients, self._times
+        if not places:
+            return
+        self._places, self._clients, self._times = [], [], []
+        self.counters["hot"] += len(places)
+        at_ms = [ms for ms, number in times for _ in range(number)]
+        if any(place & 1 for place in places):
+            # A blocked look-up is on flash before it is acknowledged, so it travels by itself.
+            for place, ms, client in zip(places, at_ms, clients, strict=True):
+                if place & 1:
+                    record = self._record(place)
+                    self._put(Dns(ms, client, *record[2:]))
+            kept = [i for i, place in enumerate(places) if not place & 1]
+            places = [places[i] for i in kept]
+            at_ms = [at_ms[i] for i in kept]
+            charged, clients = clients, [clients[i] for i in kept]
+        else:
+            charged = clients
+        if places:
+            numbers: dict[int, int] = {}
+            which = [numbers.setdefault(place, len(numbers)) for place in places]
+            self._put_folded([self._record(place) for place in numbers], which, at_ms, clients)
+        self._charge(charged, now)
+
+    def _charge(self, clients: list[bytes], now: float) -> None:
+        totals: dict[bytes, int] = {}
+        for client in clients:
+            totals[client] = totals.get(client, 0) + 1
+        for client, queries in totals.items():
+            if not self._limiter.charge(client, queries, now):
+                self.dismiss(client)
+
+    def _record(self, place: int) -> Dns:
+        record = self._recent.get(place)
+        if record is None:
+            start = (place - 2) >> 1
+            length = _META.unpack_from(self._arena, start)[2]
+            at = start + _META.size
+            fields = msgpack.unpackb(self._arena[at : at + length], use_list=False)
+            record = Dns(*fields[1:])
+            if len(self._recent) >= MAX_RECENT:
+                self._recent.clear()
+            self._recent[place] = record
+        return record
+
+    def _stamp(self, at: int, length: int, ttl: int) -> bool:
+        data = b"\0\0" + self._arena[at : at + length]
+        try:
+            header = read_header(data)
+            records, _ = read_records(data, read_question(data)[3], header)
+        except WireError:  # cannot be: we have put it together ourselves
+            return False
+        text = ttl.to_bytes(4, "big")
+        for record in records:
+            if record.rtype != Type.OPT:
+                place = at + record.data - 8
+                self._arena[place : place + 4] = text
+        return True
+
+
+_WORD: Final = calcsize("@L")
+_ORDER: Final = sys.byteorder
