@@ -9,7 +9,7 @@ its rate is folded into one); whatever a peer sends, nothing is raised.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from dns import answer, screen
 from dns.answer import Ede
@@ -45,6 +45,7 @@ from dns.wire import (
 from policy.config import DnsConfig
 from policy.errors import WireError
 from policy.event import MAX_ANSWERS, Dns, Event
+from policy.frame import Client
 from policy.verdict import FOREVER, Decider, Decision, Reason, Verdict
 
 MAX_TRIES: Final = 6
@@ -87,6 +88,17 @@ class Hot(NamedTuple):
     """How long the TTL in the answer is not longer than the truth."""
     record: Dns
     """What to put on record each time, but for time and client."""
+
+
+@runtime_checkable
+class KnowsClients(Protocol):
+    """A decider that takes more into account than address and MAC."""
+
+    def set_client(
+        self, address: bytes, *, mac: bytes = b"", account: str = "", interface: str = "", ssid: str = ""
+    ) -> None:
+        """All that is known about an address."""
+        ...
 
 
 class Reply(NamedTuple):
@@ -183,14 +195,16 @@ class Proxy:
         self._decider = decider
         self._clients.clear()
 
-    def learn_client(self, address: bytes, mac: bytes) -> bool:
-        """The agent told us an address's MAC. True: its group may have changed."""
-        if self._macs.get(address, b"") == mac:
-            return False
+    def learn_client(self, client: Client) -> None:
+        """The agent told what it knows of an address: its group may be another now."""
         if len(self._macs) >= MAX_CLIENTS:
             self._macs.clear()
-        self._macs[address] = mac
-        return self._clients.pop(address, None) is not None
+        self._macs[client.address] = client.mac
+        if isinstance(self._decider, KnowsClients):
+            self._decider.set_client(
+                client.address, mac=client.mac, account=client.account, interface=client.interface, ssid=client.ssid
+            )
+        self._clients.pop(client.address, None)
 
     def group_of(self, address: bytes) -> int:
         """Index of a client's group."""
@@ -297,7 +311,8 @@ class Proxy:
         self.counters["blocked"] += 1
         ttl = self.settings.block_ttl_s
         rcode, body = Rcode.NOERROR, answer.negative(ttl)
-        match waiter.client.on_block:
+        # 0.0.0.0 for Firefox's canary means "go on with DNS over HTTPS"; only NXDOMAIN, or no address, means "do not".
+        match "nxdomain" if decision.reason == Reason.BYPASS else waiter.client.on_block:
             case "nodata":
                 pass
             case "null":

@@ -167,7 +167,8 @@ class _Loop:
             self._turn(self._timeout())
             commands = self._link.pump(time.monotonic())
             for command in commands:
-                if isinstance(command, Client) and self.proxy.learn_client(command.address, command.mac):
+                if isinstance(command, Client):
+                    self.proxy.learn_client(command)
                     self._hot.dismiss(command.address)
             if (
                 signal.SIGTERM in self._signals

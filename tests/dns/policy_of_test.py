@@ -36,7 +36,8 @@ class DictDecider:
             if suffix in self.rewrite:
                 return Decision(Verdict.REWRITE, Reason.SAFE_SEARCH, "safesearch", self.rewrite[suffix])
             if suffix in self.block:
-                return Decision(Verdict.BLOCK, Reason.CATEGORY, *self.block[suffix])
+                rule, *reason = self.block[suffix]
+                return Decision(Verdict.BLOCK, Reason[reason[0]] if reason else Reason.CATEGORY, rule)
         return ALLOWED
 
     def decide_url(self, host, path, group, now_s):

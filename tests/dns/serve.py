@@ -4,6 +4,7 @@
 each, as they leave the worker.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -67,12 +68,10 @@ def load(path):
 if __name__ == "__main__":
     path = sys.argv[1]
     settings, spec = load(path)
-    generation = 0
+    generations = itertools.count(1)
 
     def decider():
-        global generation
-        generation += 1
-        return DictDecider(load(path)[1]["policy"], generation)
+        return DictDecider(load(path)[1]["policy"], next(generations))
 
     run(settings, decider, FileLink(spec["events"], spec["events"] + ".commands"), lan=tuple(spec.get("lan", ())),
         settings_source=lambda: load(path)[0])  # fmt: skip
