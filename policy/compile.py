@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from policy.builder import Builder, Built
 from policy.errors import ListError
@@ -122,12 +122,25 @@ class Terms(NamedTuple):
     """Take rules on whole top-level domains too."""
 
 
+class Sink(Protocol):
+    """What takes entries: a builder, or something that only looks whether they are sound."""
+
+    def add_name(self, name: bytes, effect: int) -> None:
+        """A name entry."""
+
+    def add_range(self, address: int, prefix: int, bits: int, effect: int) -> None:
+        """An address range. Raises: ListError."""
+
+    def add_url(self, host: bytes, pattern: bytes, effect: int) -> None:
+        """A URL rule. Raises: ListError."""
+
+
 Chunks = Iterable[bytes]
 OpenInclude = Callable[[str], Chunks]
 
 
 def read_list(
-    builder: Builder,
+    builder: Sink,
     report: ListReport,
     chunks: Chunks,
     format_: Format,
@@ -159,7 +172,7 @@ def entries_of(chunks: Chunks, format_: Format, scope: Scope | None = None) -> I
 class _Reading:
     """One list on its way in, with the files it includes."""
 
-    def __init__(self, builder: Builder, report: ListReport, terms: Terms, include: OpenInclude | None) -> None:
+    def __init__(self, builder: Sink, report: ListReport, terms: Terms, include: OpenInclude | None) -> None:
         self._builder, self._report, self._terms, self._include = builder, report, terms, include
         self._effects = {
             (kind, scope): pack_effect(terms.slot, _on_terms(kind, terms), scope)

@@ -215,7 +215,7 @@ class Engine:
 
         A URL rule speaks of less than its host does, so among explicit rules it wins; among lists, allow does.
         """
-        state = self._state_of(group, now_s)
+        state = self.state_at(group, now_s)
         address = _address_of(host)
         decision = self.decide_address(address, group, now_s) if address else self.decide(host, group, now_s)
         if decision.verdict is Verdict.REWRITE:
@@ -245,7 +245,7 @@ class Engine:
 
     def decide_address(self, address: bytes, group: int, now_s: float | None) -> Decision:
         """Decide an address by the rules' and the lists' ranges. Windows and defaults are not asked: see `decide`."""
-        state = self._state_of(group, now_s)
+        state = self.state_at(group, now_s)
         if state.nets:
             bits, number = 8 * len(address), int.from_bytes(address, "big")
             best: tuple[int, Decision] | None = None
@@ -270,7 +270,7 @@ class Engine:
         if now_s is None:
             timed = bool(self._overrides) or any(rule.schedule for rule in self._rules[group])
             return 0.0 if timed else float(FOREVER)
-        return self._state_of(group, now_s).until
+        return self.state_at(group, now_s).until
 
     def treatment(self, group: int) -> Treatment:
         """How this group's blocked traffic is answered."""
@@ -311,13 +311,21 @@ class Engine:
         for key in [key for key in self._group_cache if key.startswith(address)]:
             del self._group_cache[key]
 
+    def open_schedules(self, group: int, now_s: float | None) -> frozenset[str]:
+        """Names of the group's schedules with an open window."""
+        names = {rule.schedule for rule in self._rules[group] if rule.schedule}
+        if now_s is None:
+            return frozenset(names) if self.policy.unsynced == "strict" else frozenset()
+        return open_schedules([self.policy.schedules[name] for name in names], self.zone, now_s)[0]
+
     def group_index(self, name: str) -> int | None:
         """The number of a group, None if there is none of this name."""
         return next((index for index, group in enumerate(self._groups) if group.name == name), None)
 
     # --- below the hot path ------------------------------------------------------------------------------------
 
-    def _state_of(self, group: int, now_s: float | None) -> _State:
+    def state_at(self, group: int, now_s: float | None) -> _State:
+        """What holds for a group at a moment: for `explain` and the decisions below the hot path."""
         state = self._states[group]
         if now_s is None or not state.begin <= now_s < state.until:
             return self._turn(group, now_s)
