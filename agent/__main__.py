@@ -2,6 +2,7 @@
 
     launch                 start every process and keep them running
     agent | dns | nfq      one process (procd and the launcher start these)
+    compile                lists to policy image, once (the agent starts this)
     anything else          the command line tool, `agent.cli`
 
 Rule: a role imports only what it needs, because every import is RAM on the router.
@@ -17,7 +18,7 @@ from typing import Final
 from policy.config import Config, load
 from policy.errors import ConfigError, GatehouseError
 
-ROLES: Final = ("launch", "agent", "dns", "nfq")
+ROLES: Final = ("launch", "agent", "dns", "nfq", "compile")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,6 +80,10 @@ def _run_role(role: str, path: str, worker: int) -> int:
             from agent import serve
 
             return serve.run(config, path)
+        case "compile":
+            from agent import policy_source
+
+            return policy_source.compile_now(config)
         case _:
             from agent import hooks
 

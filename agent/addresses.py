@@ -1,34 +1,48 @@
-"""Whose address is it: what the agent knows of each LAN address at this moment. Pure.
+"""Whose address is it: what the agent knows of each LAN address at this moment.
 
+An address that is not known is looked for in the kernel's table once, at most every half second: whoever has just
+talked to the router stands in it.
 Rule: bounded, and the entry that was used least recently goes first: a client that makes up addresses can only push out
 others' MACs until the next look at the kernel's table, not fill the memory.
 """
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from agent.intake import Identity
 
 MAX_ADDRESSES: Final = 16384
 """About 3 MB; a /18 of IPv4, or 2,000 clients with eight IPv6 addresses each."""
+LOOK_S: Final = 0.5
 _UNKNOWN: Final = Identity()
 
 
 class Addresses:
     """Address -> Identity."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, read_table: Callable[[], Mapping[bytes, bytes]] = dict, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._known: OrderedDict[bytes, Identity] = OrderedDict()
+        self._read_table = read_table
+        self._now_s = now_s
+        self._look_at = 0.0
 
     def __len__(self) -> int:
         return len(self._known)
 
     def identify(self, address: bytes) -> Identity:
         """What is known of this address; empty fields where nothing is."""
-        return self._known.get(address, _UNKNOWN)
+        found = self._known.get(address)
+        if found is None and (now_s := self._now_s()) >= self._look_at:
+            self._look_at = now_s + LOOK_S
+            self.refresh(self._read_table())
+            found = self._known.get(address)
+        return found or _UNKNOWN
 
     def learn(self, address: bytes, mac: bytes) -> None:
         """This MAC was seen to use this address just now."""

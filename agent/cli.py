@@ -15,10 +15,10 @@ from typing import Final
 
 from agent import table, when
 from agent.__main__ import read_config
+from agent.version import VERSION
 from policy.config import Config
 from policy.errors import GatehouseError
 
-VERSION: Final = "0.1.0"
 DEFAULT_CONFIG: Final = "/etc/config/gatehouse"
 
 Row = Mapping[str, object]
@@ -93,6 +93,7 @@ def run_query(options: argparse.Namespace, config: Config) -> int:
 
 
 def run_tail(options: argparse.Namespace, config: Config) -> int:
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a watcher behind a pipe waits for each line
     _print_rows(ask(config, {"do": "tail", **_filters(options)}), options.format)
     return 0
 
@@ -150,17 +151,30 @@ def _print_rows(rows: Iterable[Row], form: str) -> None:
     match form:
         case "jsonl":
             for row in rows:
-                print(json.dumps(row, ensure_ascii=False), flush=sys.stdout.isatty())
+                print(json.dumps(row, ensure_ascii=False))
         case "csv":
             _print_csv(rows)
         case _:
             for line in table.lines(rows):
-                print(line, flush=sys.stdout.isatty())
+                print(line)
 
 
 def _print_csv(rows: Iterable[Row]) -> None:
     # Every kind's columns in one head: a file whose columns change half-way is of no use to a spreadsheet.
-    columns = ("id", "kind", "time", "clock", "client", "mac", "session", "name", "verdict", "reason", "rule", "group")
+    columns: tuple[str, ...] = (
+        "id",
+        "kind",
+        "time",
+        "clock",
+        "client",
+        "mac",
+        "session",
+        "name",
+        "verdict",
+        "reason",
+        "rule",
+        "group",
+    )
     columns += ("type", "rcode", "answers", "protocol", "dst", "dport", "sport", "seen", "blind", "method", "path")
     columns += ("actor", "action", "object", "old", "new", "result", "detail", "source", "lost", "from", "to", "why")
     writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore")

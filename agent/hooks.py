@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Callable
 
+from agent import policy_source
 from agent.__main__ import read_config
 from agent.clock import SystemClock
 from agent.link import Link
 from policy.config import Config
+from policy.engine import Engine
 from policy.verdict import Decider
 
 
@@ -17,10 +19,12 @@ def run(role: str, config: Config, path: str, worker: int) -> int:
     """Run one worker until it is told to stop. Returns the exit status."""
     link = Link(event_path(config), role, worker)
 
-    def decider() -> Decider:
-        from agent import policy_source
+    engine: Engine | None = None
 
-        return policy_source.open_engine(read_config(path))
+    def decider() -> Decider:
+        nonlocal engine
+        engine = policy_source.open_engine(read_config(path), engine)
+        return engine
 
     if role == "dns":
         from dns import worker as dns_worker
@@ -37,7 +41,14 @@ def run(role: str, config: Config, path: str, worker: int) -> int:
     else:
         from nfq import worker as nfq_worker
 
-        nfq_worker.run(config.nfq, decider, link, worker=worker, wall_s=_wall_clock(config))
+        nfq_worker.run(
+            config.nfq,
+            decider,
+            link,
+            worker=worker,
+            fail_open=config.main.on_failure == "open",
+            wall_s=_wall_clock(config),
+        )
     return 0
 
 

@@ -1,6 +1,6 @@
 """Whose address: learned, corrected, bounded."""
 
-from agent.addresses import MAX_ADDRESSES, Addresses
+from agent.addresses import LOOK_S, MAX_ADDRESSES, Addresses
 from agent.intake import Identity
 
 ANN, BEN = b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"
@@ -21,3 +21,20 @@ def test_made_up_addresses_do_not_fill_the_memory() -> None:
         known.learn(b"\x0a\0\0\2", BEN)  # in use all the time
     assert len(known) == MAX_ADDRESSES
     assert known.identify(b"\x0a\0\0\2").mac == BEN
+
+
+def test_a_stranger_is_looked_for_in_the_kernels_table_but_not_on_every_packet() -> None:
+    table, looks, now = {b"\x0a\0\0\2": ANN}, [], 10.0
+
+    def read() -> dict[bytes, bytes]:
+        looks.append(now)
+        return table
+
+    known = Addresses(read, lambda: now)
+    assert known.identify(b"\x0a\0\0\2").mac == ANN
+    for _ in range(100):
+        assert known.identify(b"\x0a\0\0\3") == Identity()
+    assert looks == [10.0]
+    table[b"\x0a\0\0\3"] = BEN
+    now += LOOK_S
+    assert known.identify(b"\x0a\0\0\3").mac == BEN

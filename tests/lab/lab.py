@@ -44,16 +44,19 @@ config ring 'ring'
 \toption directory '{directory}/ring'
 \toption flush '{flush}'
 
+config policy 'policy'
+\toption table '{directory}/state/policy.gp'
+
 config list 'gambling'
-\toption path '{directory}/lists/gambling'
+\toption file '{directory}/lists/gambling'
 \toption category 'gambling'
 
 config list 'adult'
-\toption path '{directory}/lists/adult'
+\toption file '{directory}/lists/adult'
 \toption category 'adult'
 
 config list 'exceptions'
-\toption path '{directory}/lists/exceptions'
+\toption file '{directory}/lists/exceptions'
 \toption action 'allow'
 
 config profile 'school'

@@ -33,9 +33,9 @@ def steps(directory: Path) -> list[Step]:
     return [
         Step("pupil1", "looks a name up", "dig +noall +answer h1.example.org", "198.51.100.22",
              {"kind": "dns", "client": ip["pupil1"], "name": "h1.example.org", "verdict": "allow"}),
-        Step("pupil1", "opens a web page", f"{CURL} http://www.example.org/lesson/7?pupil=ann", "you asked",
+        Step("pupil1", "opens a web page", f"{CURL} -4 http://www.example.org/lesson/7?pupil=ann", "you asked",
              {"kind": "flow", "client": ip["pupil1"], "name": "www.example.org", "path": "/lesson/7", "seen": "http"}),
-        Step("pupil2", "opens a secure page", f"{tls} https://h2.example.net/", "you asked",
+        Step("pupil2", "opens a secure page", f"{tls} -4 https://h2.example.net/", "you asked",
              {"kind": "flow", "client": ip["pupil2"], "name": "h2.example.net", "path": "", "seen": "tls"}),
         Step("teacher", "opens one over IPv6", f"{tls} -6 https://h3.example.com/", "you asked",
              {"kind": "flow", "client": "2001:db8:20::21", "name": "h3.example.com", "verdict": "allow"}),
@@ -45,7 +45,7 @@ def steps(directory: Path) -> list[Step]:
              {"kind": "dns", "client": ip["pupil2"], "name": "casino.example", "verdict": "block"}),
         Step("pupil1", "goes there by address", f"{blocked} https://www.casino.example/", "reset",
              {"kind": "flow", "client": ip["pupil1"], "name": "www.casino.example", "verdict": "block", "seen": "tls"}),
-        Step("teacher", "uses an exception", f"{CURL} http://help.casino.example/", "you asked",
+        Step("teacher", "uses an exception", f"{CURL} -4 http://help.casino.example/", "you asked",
              {"kind": "flow", "client": ip["teacher"], "name": "help.casino.example", "verdict": "allow"}),
     ]  # fmt: skip
 

@@ -1,0 +1,101 @@
+"""Keeps the rules in place while the hooks live: applies, watches, repairs, renews the lease. Knows no rule itself.
+
+Rule: with `on_failure=open` the rules go in only when the hooks answer, and the lease of the port-53 redirect is
+renewed only while they do; with `closed` they go in at once and stay, whoever is dead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Set
+from typing import Final
+
+from nfq.firewall import Firewall
+from nfq.rules import Plan
+from policy.config import Config
+from policy.errors import GatehouseError
+
+CHECK_S: Final = 5.0
+"""Rules removed by hand are back within ten seconds."""
+
+
+class Guard:
+    """The rules of this router. `handle_timer` once a second."""
+
+    def __init__(self, config: Config, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._enabled = config.main.firewall != "none"
+        self._closed = config.main.on_failure == "closed"
+        self._wanted = {f"dns/{n}" for n in range(config.dns.workers)} if config.dns.enabled else set()
+        self._wanted |= {f"nfq/{n}" for n in range(config.nfq.workers)} if config.nfq.enabled else set()
+        self._dns = {name for name in self._wanted if name.startswith("dns/")}
+        plan = Plan(
+            lan=config.main.lan,
+            queue_first=config.nfq.queue_first,
+            queues=config.nfq.workers if config.nfq.enabled else 0,
+            mask=config.nfq.mark_mask,
+            dns_port=config.dns.port if config.dns.enabled else 0,
+            closed=self._closed,
+        )
+        self._firewall = Firewall(plan)
+        self._now_s = now_s
+        self._check_at = 0.0
+        self._is_applied = False
+        self._trouble = ""
+        self._repaired = 0
+
+    def handle_timer(self, alive: Set[str]) -> list[tuple[str, str]]:
+        """Do what is due; `alive` names the workers that were heard just now. Returns (action, text) for the record."""
+        if not self._enabled:
+            return []
+        told: list[tuple[str, str]] = []
+        now_s = self._now_s()
+        if not self._is_applied and (self._closed or alive >= self._wanted):
+            self._apply(told, "applied")
+            self._check_at = now_s + CHECK_S
+        if self._is_applied and now_s >= self._check_at:
+            self._check_at = now_s + CHECK_S
+            if not self._is_there():
+                self._repaired += 1
+                self._apply(told, "were removed, applied again")
+        if self._is_applied and self._dns and alive >= self._dns:
+            self._firewall.renew_lease()
+        return told
+
+    def remove(self) -> None:
+        """An orderly stop. With `closed` the rules stay: only an uninstall takes them out."""
+        if not self._enabled or self._closed:
+            return
+        try:
+            self._firewall.remove()
+        except GatehouseError as error:
+            self._trouble = str(error)
+
+    def troubles(self) -> list[str]:
+        """What is wrong now, in words for a person."""
+        if not self._enabled:
+            return []
+        if self._trouble:
+            return [self._trouble]
+        return [] if self._is_applied else ["rules are not applied yet"]
+
+    def describe(self) -> Mapping[str, object]:
+        return {"applied": self._is_applied, "repaired": self._repaired, "enabled": self._enabled}
+
+    def _apply(self, told: list[tuple[str, str]], text: str) -> None:
+        try:
+            self._firewall.apply()
+        except GatehouseError as error:
+            if str(error) != self._trouble:  # once, not every second
+                told.append(("rules", str(error)))
+            self._trouble = str(error)
+            return
+        self._trouble = ""
+        self._is_applied = True
+        told.append(("rules", text))
+
+    def _is_there(self) -> bool:
+        try:
+            return self._firewall.is_present()
+        except GatehouseError as error:
+            self._trouble = str(error)
+            return False

@@ -1,0 +1,209 @@
+"""The agent's process, wired: ring, intake, firewall, policy, control. What each part does is in its own module."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from agent import launch, neighbours, policy_source
+from agent.__main__ import read_config
+from agent.addresses import Addresses
+from agent.clock import SystemClock
+from agent.control import Answer, Request
+from agent.firewall import Guard
+from agent.hooks import event_path
+from agent.intake import Intake
+from agent.keys import device_key
+from agent.records import Records
+from agent.server import Server, Timer
+from agent.version import VERSION
+from policy.config import Config
+from policy.errors import GatehouseError
+from policy.event import Gap, Maintenance
+from policy.frame import Reload
+
+NEIGHBOURS_S: Final = 5.0
+"""Between two looks at the kernel's neighbour table."""
+ALIVE_S: Final = 1.0
+
+
+class Agent:
+    """Everything that one agent process holds."""
+
+    def __init__(self, config: Config, path: str) -> None:
+        self.config = config
+        self.path = path
+        self.clock = SystemClock(trusted=config.main.clock == "trusted")
+        for directory in (config.main.run_dir, config.main.state_dir, config.ring.directory):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        self.started_ms = self.clock.boottime_ms()
+        self.addresses = Addresses(read_neighbours)
+        self.records = Records(config.ring, self.clock, device_key(config.main.state_dir))
+        self.intake = Intake(self.records.ring, self.addresses.identify, self.addresses.learn)
+        self.guard = Guard(config)
+        self.policy = policy_source.Keeper(config, path)
+        self.life = Life(config.main.run_dir, config.main.state_dir)
+        self.server = Server(
+            event_path=event_path(config),
+            control_path=os.path.join(config.main.run_dir, "control"),
+            ring=self.records.ring,
+            intake=self.intake,
+            clock_ms=self.clock.boottime_ms,
+            handlers={"status": self.status, "query": self.records.query, "reload": self.reload_and_tell},
+            describe=self.records.describe,
+            matches=self.records.matches,
+            flush_s=config.ring.flush_s,
+            flush_events=config.ring.flush_events,
+            reload=self.reload,
+            timers=(
+                Timer(ALIVE_S, self.every_second),
+                Timer(NEIGHBOURS_S, self.look_around),
+            ),
+        )
+
+    def run(self) -> None:
+        """From the start record to the stop record."""
+        now_ms = self.clock.boottime_ms()
+        ended_ms = self.life.begin(now_ms)
+        if ended_ms is not None:
+            self.intake.record(Gap(now_ms, "agent", -1, ended_ms, now_ms, "agent died"))
+            self.note("crash", "agent", "restarted", f"last alive {now_ms - ended_ms} ms before")
+        self.note("start", "agent", "ok", f"release {VERSION}")
+        self.policy.compile_soon()
+        self.server.run()
+        self.guard.remove()
+        self.note("stop", "agent", "ok")
+        self.records.close()
+        self.life.end()
+
+    def note(self, action: str, what: str, result: str, detail: str = "", actor: str = "agent") -> None:
+        """Put something on the maintenance log."""
+        event = Maintenance(self.clock.boottime_ms(), actor, action, what, "", "", result, detail)
+        self.server.publish(self.intake.record(event))
+
+    def every_second(self) -> None:
+        now_ms = self.clock.boottime_ms()
+        self.life.alive(now_ms)
+        self.records.tick()
+        for text in self.policy.poll():
+            self.note("policy", "image", text)
+            for role in ("dns", "nfq"):
+                self.server.command(role, Reload())
+        alive = {worker.name for worker in self.intake.workers(now_ms) if worker.silent_ms < 1_500}
+        for action, text in self.guard.handle_timer(alive):
+            self.note(action, "rules", text)
+
+    def look_around(self) -> None:
+        self.addresses.refresh(read_neighbours())
+
+    def reload(self) -> None:
+        """SIGHUP: read configuration and lists again; a mistake leaves everything as it was."""
+        try:
+            self.policy.change(read_config(self.path))
+        except GatehouseError as error:
+            print(f"agent: reload: {error}", file=sys.stderr, flush=True)
+            self.note("config", "configuration", f"refused: {error}")
+            return
+        self.note("config", "configuration", "read again")
+        self.policy.compile_soon()
+
+    def reload_and_tell(self, request: Request) -> Answer:
+        """The same for a person, who is told how it went."""
+        self.policy.change(read_config(self.path))
+        self.note("config", "configuration", "read again", actor="operator")
+        self.policy.compile_soon()
+        while self.policy.is_busy:
+            yield {}
+            for text in self.policy.poll():
+                self.note("policy", "image", text)
+                for role in ("dns", "nfq"):
+                    self.server.command(role, Reload())
+        yield {"row": {"text": self.policy.report}}
+
+    def status(self, request: Request) -> Iterator[Mapping[str, object]]:
+        """How everything is, in one row."""
+        now_ms = self.clock.boottime_ms()
+        workers = {worker.name: worker for worker in self.intake.workers(now_ms)}
+        wanted = {f"{role}/{worker}" for role, worker in launch.roles(self.config) if role != "agent"}
+        troubles = [f"{name} is not there" for name in sorted(wanted - workers.keys())]
+        troubles += self.guard.troubles()
+        troubles += self.policy.troubles()
+        if self.server.storage_error:
+            troubles.append(self.server.storage_error)
+        yield {
+            "row": {
+                "state": "protecting" if not troubles else "degraded",
+                "why": troubles,
+                "release": VERSION,
+                "up_s": (now_ms - self.started_ms) // 1000,
+                "on_failure": self.config.main.on_failure,
+                "clock": "synced" if self.clock.read().synced else "unsynced",
+                "wall_s": int(time.time()),
+                "workers": {
+                    name: {"pid": worker.pid, "silent_ms": worker.silent_ms, **worker.counters}
+                    for name, worker in workers.items()
+                },
+                "intake": dict(self.intake.counters),
+                "policy": self.policy.describe(),
+                "rules": self.guard.describe(),
+                "ring": self.records.status(),
+            }
+        }
+
+
+class Life:
+    """Was the last end an orderly one, and if not, when was the agent last alive?
+
+    A file on tmpfs holds the last second alive, and goes with the power; one on flash says "running" and is written
+    twice per orderly life, so that a power cut shows too.
+    """
+
+    def __init__(self, run_dir: str, state_dir: str) -> None:
+        self._alive = os.path.join(run_dir, "alive")
+        self._running = os.path.join(state_dir, "running")
+
+    def begin(self, now_ms: int) -> int | None:
+        """CLOCK_BOOTTIME ms at which the last one was last alive; 0: before this boot; None: it ended in order."""
+        ended_ms = None
+        if os.path.exists(self._running):
+            ended_ms = 0
+            try:
+                with open(self._alive, encoding="ascii") as file:
+                    ended_ms = int(file.read())
+            except (OSError, ValueError):
+                pass
+            if ended_ms > now_ms:  # left over from an earlier boot, on a disk instead of a tmpfs
+                ended_ms = 0
+        else:
+            with open(self._running, "w", encoding="ascii"):
+                pass
+        return ended_ms
+
+    def alive(self, now_ms: int) -> None:
+        with open(self._alive, "w", encoding="ascii") as file:
+            file.write(str(now_ms))
+
+    def end(self) -> None:
+        for path in (self._alive, self._running):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+
+
+def read_neighbours() -> Mapping[bytes, bytes]:
+    """The kernel's neighbour table; empty, and a line in the log, if it cannot be had."""
+    try:
+        return neighbours.read()
+    except OSError as error:
+        print(f"agent: neighbour table: {error}", file=sys.stderr, flush=True)
+        return {}
+
+
+def run(config: Config, path: str) -> int:
+    """The role `agent`. Returns the exit status."""
+    Agent(config, path).run()
+    return 0
