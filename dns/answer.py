@@ -47,12 +47,11 @@ NO_REACHABLE_AUTHORITY: Final = Ede(22, "no upstream answers")
 
 
 class Body(NamedTuple):
-    """What stands between question and OPT record, and the flags that go with it."""
+    """What stands between question and OPT record, and the flags that go with it. Nothing is additional but OPT."""
 
     data: bytes = b""
     answers: int = 0
     authorities: int = 0
-    additionals: int = 0
     flags: int = 0
     """TC and AD, where they apply."""
 
@@ -75,12 +74,12 @@ def tail(query: Query, rcode: int, body: Body = EMPTY, ede: Ede | None = None, o
     # CD and RD are copied (RFC 4035 3.2.2, RFC 1035 4.1.1); AD was the asker's wish to see it (RFC 6840 5.7).
     flags = QR | RA | query.flags & (OPCODE | RD | CD) | body.flags | rcode & 0xF
     if query.edns is None:
-        head = _TAIL.pack(flags, 1, body.answers, body.authorities, body.additionals)
+        head = _TAIL.pack(flags, 1, body.answers, body.authorities, 0)
         return head + query.question + body.data
     if ede is not None:
         options += option(Option.EDE, ede.code.to_bytes(2, "big") + ede.text.encode())
     opt = opt_record(rcode, query.edns.flags & DO, options)
-    head = _TAIL.pack(flags, 1, body.answers, body.authorities, body.additionals + 1)
+    head = _TAIL.pack(flags, 1, body.answers, body.authorities, 1)
     return head + query.question + body.data + opt
 
 

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 OVERHEAD: Final = 2 * 33 + 100
 """Octets that one entry costs besides its contents on a 64-bit CPython: two bytes objects' heads and a dict slot."""
 
-_HEAD: Final = Struct("!IIHHHH")
+_HEAD: Final = Struct("!IIHHH")
 
 
 class Entry(NamedTuple):
@@ -25,7 +25,6 @@ class Entry(NamedTuple):
     """RCODE, AD."""
     answers: int
     authorities: int
-    additionals: int
     body: bytes
     """Everything behind the question; pointers in it count from the head of a message with this very question."""
 
@@ -64,12 +63,12 @@ class Cache:
                 return None
             self._keep(key, packed)
         self.counters["hits"] += 1
-        learned, expires, flags, an, ns, ar = _HEAD.unpack_from(packed)
-        return Entry(learned, expires, flags, an, ns, ar, packed[_HEAD.size :])
+        learned, expires, flags, an, ns = _HEAD.unpack_from(packed)
+        return Entry(learned, expires, flags, an, ns, packed[_HEAD.size :])
 
     def put(self, key: bytes, entry: Entry) -> None:
         """Keep an entry in the place of what was there."""
-        packed = _HEAD.pack(*entry[:6]) + entry.body
+        packed = _HEAD.pack(*entry[:5]) + entry.body
         if len(packed) + len(key) + OVERHEAD <= self._half:
             self._keep(key, packed)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from dns.cache import Entry
-from dns.rewrite import reassemble
 from dns.wire import AD, Header, Rcode, Record, Type, read_records, skip_name
 from policy.errors import WireError
 
@@ -25,10 +24,21 @@ def full_rcode(header: Header, records: list[Record]) -> int:
 
 
 def learn(
-    data: bytes, name: bytes, end: int, header: Header, now_s: int, *, min_ttl_s: int = 0, max_ttl_s: int = 86400
+    data: bytes,
+    name: bytes,
+    end: int,
+    header: Header,
+    now_s: int,
+    *,
+    is_signed: bool = False,
+    min_ttl_s: int = 0,
+    max_ttl_s: int = 86400,
 ) -> Entry:
     """The entry for a reply whose question, which ends at `end`, has been checked.
 
+    Kept is what the client needs: answers, with `is_signed` (it asked for DNSSEC) also the proofs in the authority
+    section, and that section where there are no answers. What is additional nobody needs, and a filter would have to
+    look after it; the upstream's own OPT record goes with it (RFC 6891 6.1.1: never cached).
     Raises: WireError if the reply is malformed.
     """
     records, behind = read_records(data, end, header)
@@ -37,17 +47,11 @@ def learn(
     if rcode == Rcode.NOERROR and header.answers:
         ttl = max(ttl, min_ttl_s)
     ttl = min(ttl, max_ttl_s)
-    kept = [record for record in records if record.rtype != Type.OPT]
+    kept = header.answers if header.answers and not is_signed else header.answers + header.authorities
+    until = records[kept].at if kept < len(records) else behind
     flags = rcode & 0xFFF | (header.flags & AD) << 8
-    an, ns, ar = (sum(record.section == section for record in kept) for section in range(3))
-    if len(kept) == len(records):
-        body = data[end:behind]
-    elif kept == records[:-1]:  # the OPT record stands last, as nearly everybody writes it
-        body = data[end : records[-1].at]
-    else:
-        again = reassemble(data, kept, name)
-        return Entry(now_s, now_s + ttl, flags, an, ns, ar, again.data)
-    return Entry(now_s, now_s + ttl, flags, an, ns, ar, _plain_case(data, body, end, kept, name))
+    body = _plain_case(data, data[end:until], end, records[:kept], name)
+    return Entry(now_s, now_s + ttl, flags, header.answers, kept - header.answers, body)
 
 
 def _lifetime(data: bytes, type_at: int, records: list[Record], rcode: int) -> int:
@@ -56,7 +60,7 @@ def _lifetime(data: bytes, type_at: int, records: list[Record], rcode: int) -> i
         return FAILURE_S
     asked = int.from_bytes(data[type_at : type_at + 2], "big")
     # RFC 2181 8: a TTL with its top bit set is zero.
-    ttls = [record.ttl if record.ttl < 1 << 31 else 0 for record in records if record.rtype != Type.OPT]
+    ttls = [record.ttl if record.ttl < 1 << 31 else 0 for record in records if record.section < 2]
     shortest = min(ttls, default=0)
     if rcode == Rcode.NOERROR and any(r.section == 0 and (r.rtype == asked or asked == Type.ANY) for r in records):
         return shortest

@@ -447,7 +447,14 @@ class Proxy:
                 self._is_ours_bare(flight, now)
                 return
             entry = learn(
-                data, flight.name, end, header, int(now), min_ttl_s=settings.min_ttl_s, max_ttl_s=settings.max_ttl_s
+                data,
+                flight.name,
+                end,
+                header,
+                int(now),
+                is_signed=bool(flight.flags & 1),
+                min_ttl_s=settings.min_ttl_s,
+                max_ttl_s=settings.max_ttl_s,
             )
         except WireError:
             self.counters["bad_replies"] += 1
@@ -550,8 +557,8 @@ class Proxy:
         question = name + query.question[-4:] if is_alias else query.question
         data = bytes(HEADER) + question + entry.body
         end = HEADER + len(question)
-        counts = entry.answers, entry.authorities, entry.additionals
-        records, _ = read_records(data, end, Header(0, 0, 1, *counts))
+        counts = entry.answers, entry.authorities
+        records, _ = read_records(data, end, Header(0, 0, 1, *counts, 0))
         sight = screen.look(data, records)
         objection = self._objection(waiter, sight, now)
         if objection is not None:

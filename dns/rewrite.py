@@ -1,4 +1,4 @@
-"""Answers taken apart and put together anew: `ech` out of HTTPS and SVCB, an alias in front, a lost OPT in the middle.
+"""Answers taken apart and put together anew: `ech` out of HTTPS and SVCB, an alias in front.
 
 We read, dnslib writes: its buffer compresses names, so that a rewritten answer still fits a datagram. It is not given
 a peer's bytes to read, for there it is slow, recurses, and raises what it likes.
@@ -56,7 +56,7 @@ def reassemble(
 ) -> Body:
     """What stands behind the question of a message that asks `question` (wire form, lower case).
 
-    OPT records are left out; signatures over records that change are too. `ttl` replaces every TTL.
+    Signatures over records that change are left out. `ttl` replaces every TTL.
     Raises: WireError.
     """
     out = DNSBuffer()
@@ -64,13 +64,13 @@ def reassemble(
     out.encode_name(_label(question))
     out.append(bytes(4))
     start = out.offset
-    counts = [0, 0, 0]
+    counts = [0, 0]
     if alias is not None:
         _write(out, alias.name, Type.CNAME, 1, alias.ttl)
         _write_data(out, ((b"", alias.target),), b"", compress=True)
         counts[0] += 1
     for record in records:
-        if record.rtype == Type.OPT or (strip_ech and _signs_svcb(data, record)):
+        if strip_ech and _signs_svcb(data, record):
             continue
         owner, _ = read_name(data, record.at)
         _write(out, owner, record.rtype, record.rclass, record.ttl if ttl is None else ttl)

@@ -58,7 +58,7 @@ def look(data: bytes, records: Iterable[Record]) -> Sight:
         if rtype == Type.A or rtype == Type.AAAA:
             if record.length != (4 if rtype == Type.A else 16):
                 raise WireError(f"address at {record.at}: {record.length} octets")
-            (hints if record.section else addresses).append(data[record.data : record.end])
+            addresses.append(data[record.data : record.end])
         elif rtype == Type.CNAME or rtype == Type.DNAME:
             name, end = read_name(data, record.data)
             if end != record.end:
