@@ -183,12 +183,28 @@ def _read_tree(builder: Builder, config: ListConfig, path: str, suffixes: frozen
     reports: dict[str, ListReport] = {}
     for category, file, format_ in tree_files(config, path):
         name = f"{config.name}/{category}"
-        slot = builder.slot(name, category, config.action, _version(file))
+        action = config.action
+        if action == "block" and _is_white(os.path.join(os.path.dirname(file), "usage")):
+            action = "named"
+        slot = builder.slot(name, category, action, _version(file))
         report = reports.setdefault(name, ListReport(name))
         _read_file(builder, report, config, slot, file, format_, suffixes)
     if not reports:
         return [_failed(config.name, f"{path}: no category directory with domains or urls in it")]
     return list(reports.values())
+
+
+def _is_white(path: str) -> bool:
+    """UT1 says in a category's `usage` file whether it is meant to be blocked, allowed, or either.
+
+    One that is meant to be allowed (`liste_blanche`) does nothing until a profile names it, to block or to allow.
+    """
+    try:
+        with open(path, "rb") as file:
+            uses = {line.strip() for line in file.read(4096).splitlines()}
+    except OSError:
+        return False
+    return b"white" in uses and b"black" not in uses
 
 
 def _read_file(

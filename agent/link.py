@@ -44,7 +44,11 @@ class Link:
         self._outbox.put(event)
 
     def put_folded(
-        self, templates: Sequence[Dns], index: Sequence[int], at_ms: Sequence[int], clients: list[bytes]
+        self,
+        templates: Sequence[Dns] | Sequence[bytes],
+        index: Sequence[int],
+        at_ms: Sequence[int],
+        clients: list[bytes],
     ) -> None:
         """Take many look-ups that differ in time and client only; never blocks."""
         self._outbox.put_folded(templates, index, at_ms, clients)

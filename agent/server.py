@@ -192,6 +192,10 @@ class Server:
                 events = self._intake.receive(connection, data, self._clock_ms())
             except BlockingIOError:
                 return None
+            except ConnectionResetError:
+                # It closed with an acknowledgement of ours unread. The kernel says so once, before the frames that
+                # it had sent: they are still to be read.
+                continue
             except OSError:
                 return self._drop_hook(connection)
             except FrameError as error:
@@ -209,11 +213,10 @@ class Server:
     def _send(self, connection: int, data: bytes) -> None:
         try:
             self._hooks[connection].send(data)
-        except (BlockingIOError, KeyError):
-            # An acknowledgement that is lost costs nothing: the next one covers it.
+        except (OSError, KeyError):
+            # Full: the next acknowledgement covers this one. Gone: what it sent before is still to be read, and the
+            # end of that says so.
             pass
-        except OSError:
-            self._drop_hook(connection)
 
     def _watch(self) -> None:
         """Kill what hangs: a worker that is bound to a queue and does not read it stops the venue's traffic."""

@@ -121,6 +121,7 @@ def test_a_hung_worker_is_killed_and_traffic_flows_again(tmp_path: Path, victim:
         start = time.monotonic()
         while lab.run("pupil1", "curl -sS --max-time 1 http://www.example.org/").returncode:
             assert time.monotonic() - start < 8, "a hung worker still stops the venue"
+        wait_until_protecting(lab)
         assert lab.processes()[victim] != pid
         assert [row for row in wait_for(lab, 1, "--kind", "maintenance") if row["action"] == "kill"]
 
