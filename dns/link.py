@@ -20,9 +20,16 @@ class Link(Protocol):
         ...
 
     def put_folded(
-        self, templates: Sequence[Dns], index: Sequence[int], at_ms: Sequence[int], clients: list[bytes]
+        self,
+        templates: Sequence[Dns] | Sequence[bytes],
+        index: Sequence[int],
+        at_ms: Sequence[int],
+        clients: list[bytes],
     ) -> None:
-        """Take many look-ups that differ in time and client only; none of them a blocked one."""
+        """Take many look-ups that differ in time and client only; none of them a blocked one.
+
+        A template is a record without time and client, or what `policy.frame.event_bytes` made of it.
+        """
         ...
 
     def pump(self, now_s: float) -> list[Command]:

@@ -66,9 +66,17 @@ class Outbox:
             self.flush(event.at_ms)
 
     def put_folded(
-        self, templates: Sequence[Dns], index: Sequence[int], at_ms: Sequence[int], clients: list[bytes]
+        self,
+        templates: Sequence[Dns] | Sequence[bytes],
+        index: Sequence[int],
+        at_ms: Sequence[int],
+        clients: list[bytes],
     ) -> None:
-        """Take many look-ups that differ in time and client only; none of them may be a blocked one."""
+        """Take many look-ups that differ in time and client only; none of them may be a blocked one.
+
+        A template is a record without time and client, or what `event_bytes` made of one: a name that is asked for
+        all the time is packed once.
+        """
         for at in range(0, len(index), MAX_FRAME_EVENTS // 2):
             part = slice(at, at + MAX_FRAME_EVENTS // 2)
             self._fold(templates, index[part], at_ms[part], clients[part])
@@ -123,10 +131,17 @@ class Outbox:
             size += len(data)
         self._hold(stream, events_frame(stream, self._next_seq(stream), packed), events[first:])
 
-    def _fold(self, templates: Sequence[Dns], index: Sequence[int], at_ms: Sequence[int], clients: list[bytes]) -> None:
+    def _fold(
+        self,
+        templates: Sequence[Dns] | Sequence[bytes],
+        index: Sequence[int],
+        at_ms: Sequence[int],
+        clients: list[bytes],
+    ) -> None:
         local: dict[int, int] = {}
         renumbered = [local.setdefault(i, len(local)) for i in index]
-        packed = [event_bytes(templates[i]) for i in local]
+        picked = [templates[i] for i in local]
+        packed = [item if isinstance(item, bytes) else event_bytes(item) for item in picked]
         # 8 octets of columns an event, and at most 19 for a client's address
         if sum(map(len, packed)) + 27 * len(index) > MAX_FRAME - 64 and len(index) > 1:
             half = len(index) // 2

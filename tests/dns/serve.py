@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import msgpack
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "dns")]
 
@@ -17,6 +19,7 @@ from policy_of_test import DictDecider  # noqa: E402
 
 from dns.worker import run  # noqa: E402
 from policy.config import DnsConfig  # noqa: E402
+from policy.event import Dns  # noqa: E402
 from policy.frame import Client, Reload, Stop  # noqa: E402
 
 
@@ -37,7 +40,10 @@ class FileLink:
 
     def put_folded(self, templates, index, at_ms, clients):
         for which, at, client in zip(index, at_ms, clients, strict=True):
-            self.put(templates[which]._replace(at_ms=at, client=client))
+            template = templates[which]
+            if isinstance(template, bytes):
+                template = Dns(*msgpack.unpackb(template, use_list=False)[1:])
+            self.put(template._replace(at_ms=at, client=client))
 
     def pump(self, now_s):
         if not self._commands.exists():
