@@ -202,9 +202,9 @@ class BatchDoor:
         ]
         try:
             words = memoryview(b"".join(entries)).cast("L")  # type: ignore[arg-type]  # None among them: TypeError
-            if min(words[3::WORDS].tolist()) >= now:
+            if min(words[2::WORDS].tolist()) >= now:
                 self._send(words, number, self._out.at_headers, number)
-                hot.note(words[2::WORDS].tolist(), who, now)
+                hot.note(words[0::WORDS].tolist(), who, now)
                 return
         except TypeError:
             pass
@@ -248,7 +248,7 @@ class BatchDoor:
             self._send(words, number, self._at_some, len(live))
         self._held.clear()
         if noted:
-            hot.note([words[WORDS * i + 2] for i in noted], [who[i] for i in noted], now)
+            hot.note([words[WORDS * i] for i in noted], [who[i] for i in noted], now)
 
     def _ask_core(self, slot: int, names: bytes, client: bytes, data: bytes, key: bytes, now: float) -> bytes | None:
         """The slow path of one query. Gives an entry to answer with now; None: not now, or never."""
@@ -265,7 +265,7 @@ class BatchDoor:
         if reply.hot is not None:
             self._keep(reply, client, key)
         self._held.append(reply.data)
-        return ENTRY.pack(_bytes_address(reply.data) + 2, len(reply.data) - 2, 0, 0)
+        return ENTRY.pack(_bytes_address(reply.data) + 2, len(reply.data) - 2, 0)
 
     def _keep(self, reply: Reply, client: bytes, key: bytes) -> None:
         assert reply.hot is not None
@@ -342,7 +342,7 @@ def _bytes_address(data: bytes) -> int:
 
 
 def _deadline(entry: bytes) -> int:
-    return int(ENTRY.unpack(entry)[3])
+    return int(ENTRY.unpack(entry)[2])
 
 
 _NO_ENTRY: Final = bytes(ENTRY.size)

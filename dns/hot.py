@@ -1,8 +1,8 @@
 """Answers ready to send, found by the very octets of the question, and the counting of those who got them.
 
 A query from its third octet on (flags, counts, question, EDNS) is the key, one table per client group; the value is
-four machine words: where the answer's tail lies, how long it is, what to put on record, and until when its TTL is
-true. So a batch of queries is looked up by one expression and answered by one gather list, and nothing is copied.
+three machine words: where the answer's tail lies, how long it is, and until when its TTL is true; its record lies
+behind the tail. A batch of queries is looked up by one expression and answered by one gather list; nothing is copied.
 Rule: bounded in octets. The arena has two halves; when one is full the other is emptied, so the oldest answers go.
 What is put on record refers to the arena: it is handed over before any half is emptied.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from struct import Struct, calcsize
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import msgpack
 
@@ -26,22 +27,20 @@ from policy.event import Dns, Event
 from policy.frame import event_bytes
 from policy.verdict import Verdict
 
-ENTRY: Final = Struct("@LLLL")
-"""Tail's address and length, place of its record, deadline: `unsigned long` has the size of a pointer on Linux."""
-WORDS: Final = 4
+ENTRY: Final = Struct("@LLL")
+"""Tail's address and length, deadline: `unsigned long` has the size of a pointer on Linux."""
+WORDS: Final = 3
 NEVER: Final = (1 << 32) - 1
 """A deadline that does not come: 136 years of uptime. It fits 32 bits, as an `unsigned long` must on many routers."""
 
 MAX_CLIENTS: Final = 4096
 MAX_NOTED: Final = 4096
 """Look-ups noted until they must be handed over: policy.frame's MAX_FRAME_EVENTS."""
-MAX_RECENT: Final = 2048
-"""Records kept unpacked: the popular names; each costs 400 octets."""
 PER_ENTRY: Final = (33 + 7) + (33 + ENTRY.size + 15) + 60
 """Octets besides key and arena: two bytes objects' heads, rounding, and a dict slot."""
 
-_META: Final = Struct("@QQHHxxxx")
-"""In the arena before each tail: expiry (s, or NEVER), policy's end (s), octets of the record, of the tail."""
+_META: Final = Struct("@IIHHHxx")
+"""In the arena before each tail: expiry (s, or NEVER), policy's end (s), octets of tail and record, is it a block?"""
 
 Get = Callable[[bytes], bytes | None]
 
@@ -57,7 +56,7 @@ class HotCache:
         self,
         max_bytes: int,
         put: Callable[[Event], None],
-        put_folded: Callable[[Sequence[Dns], Sequence[int], Sequence[int], list[bytes]], None],
+        put_folded: Callable[[Sequence[bytes], Sequence[int], Sequence[int], list[bytes]], None],
         limiter: Limiter,
     ) -> None:
         self.counters: Final = {"hot": 0, "stamped": 0, "evictions": 0}
@@ -79,7 +78,6 @@ class HotCache:
         self._bytes = [0, 0]
         """Of keys and entries, by half."""
         self._is_full = False
-        self._recent: dict[int, Dns] = {}
         self._places: list[int] = []
         self._clients: list[bytes] = []
         self._times: list[tuple[int, int]] = []
@@ -107,7 +105,6 @@ class HotCache:
         self.hand_over(0.0)
         self._tables.clear()
         self.clients.clear()
-        self._recent.clear()
         self._at, self._now, self._bytes = [0, self._half], 0, [0, 0]
         self._is_full = False
 
@@ -128,20 +125,19 @@ class HotCache:
         policy_end = min(NEVER, int(hot.valid_until))
         deadline = policy_end if expires == NEVER else min(policy_end, hot.true_until)
         at = start + _META.size
-        _META.pack_into(self._arena, start, expires, policy_end, len(record), len(tail))
-        self._arena[at : at + len(record)] = record
-        at += len(record)
+        is_block = hot.record.verdict == Verdict.BLOCK
+        _META.pack_into(self._arena, start, expires, policy_end, len(tail), len(record), is_block)
         self._arena[at : at + len(tail)] = tail
-        place = start << 1 | (hot.record.verdict == Verdict.BLOCK)
-        entry = ENTRY.pack(self._base + at, len(tail), place + 2, deadline)
+        self._arena[at + len(tail) : at + len(tail) + len(record)] = record
+        entry = ENTRY.pack(self._base + at, len(tail), deadline)
         self._tables.setdefault(hot.group, {})[key] = entry
         return entry
 
     def renew(self, client: bytes, key: bytes, entry: bytes, now: float) -> bytes | None:
         """An entry whose deadline has passed: stamped anew, or forgotten. Gives the entry to use."""
-        address, length, place, _ = ENTRY.unpack(entry)
-        start = (place - 2) >> 1
-        expires, policy_end, _, _ = _META.unpack_from(self._arena, start)
+        address, length, _ = ENTRY.unpack(entry)
+        at = address - self._base
+        expires, policy_end, _, _, _ = _META.unpack_from(self._arena, at - _META.size)
         get = self.clients.get(client)
         if get is None:
             return None
@@ -153,12 +149,11 @@ class HotCache:
             table.pop(key, None)
             return None
         ttl, deadline = stamped(expires, now)
-        at = address - self._base
         if not self._stamp(at, length, ttl):
             table.pop(key, None)
             return None
         self.counters["stamped"] += 1
-        entry = table[key] = ENTRY.pack(address, length, place, min(policy_end, deadline))
+        entry = table[key] = ENTRY.pack(address, length, min(policy_end, deadline))
         return entry
 
     def find(self, client: bytes, key: bytes, now: float) -> bytes | None:
@@ -168,13 +163,13 @@ class HotCache:
             entry = self.renew(client, key, entry, now)
         if entry is None:
             return None
-        address, length, place, _ = ENTRY.unpack(entry)
-        self.note([place], [client], now)
+        address, length, _ = ENTRY.unpack(entry)
+        self.note([address], [client], now)
         at = address - self._base
         return self._arena[at : at + length]
 
     def note(self, places: list[int], clients: list[bytes], now: float) -> None:
-        """These clients got these answers: third words of the entries, in the same order."""
+        """These clients got these answers: first words of the entries, in the same order."""
         self._places += places
         self._clients += clients
         self._times.append((int(now * 1000), len(places)))
@@ -201,7 +196,6 @@ class HotCache:
             gone = [key for key, entry in table.items() if first <= int.from_bytes(entry[:_WORD], _ORDER) < last]
             for key in gone:
                 del table[key]
-        self._recent.clear()
 
     def hand_over(self, now: float) -> None:
         """Put on record what was noted, and count it against the clients' rates."""
@@ -210,45 +204,39 @@ class HotCache:
             return
         self._places, self._clients, self._times = [], [], []
         self.counters["hot"] += len(places)
-        at_ms = [ms for ms, number in times for _ in range(number)]
-        if any(place & 1 for place in places):
-            # A blocked look-up is on flash before it is acknowledged, so it travels by itself.
-            for place, ms, client in zip(places, at_ms, clients, strict=True):
-                if place & 1:
-                    record = self._record(place)
-                    self._put(Dns(ms, client, *record[2:]))
-            kept = [i for i, place in enumerate(places) if not place & 1]
-            places = [places[i] for i in kept]
-            at_ms = [at_ms[i] for i in kept]
-            charged, clients = clients, [clients[i] for i in kept]
-        else:
-            charged = clients
-        if places:
-            numbers: dict[int, int] = {}
-            which = [numbers.setdefault(place, len(numbers)) for place in places]
-            self._put_folded([self._record(place) for place in numbers], which, at_ms, clients)
-        self._charge(charged, now)
-
-    def _charge(self, clients: list[bytes], now: float) -> None:
-        totals: dict[bytes, int] = {}
-        for client in clients:
-            totals[client] = totals.get(client, 0) + 1
-        for client, queries in totals.items():
+        for client, queries in Counter(clients).items():
             if not self._limiter.charge(client, queries, now):
                 self.dismiss(client)
+        at_ms: list[int] = []
+        for ms, number in times:
+            at_ms += [ms] * number
+        numbers: dict[int, int] = {}
+        which = [numbers.setdefault(place, len(numbers)) for place in places]
+        templates, blocks = self._templates(numbers)
+        if blocks:
+            # A blocked look-up is on flash before it is acknowledged, so it travels by itself.
+            for number, ms, client in zip(which, at_ms, clients, strict=True):
+                if (fields := blocks.get(number)) is not None:
+                    self._put(Dns(ms, client, *fields))
+            kept = [i for i, number in enumerate(which) if number not in blocks]
+            which, at_ms, clients = [which[i] for i in kept], [at_ms[i] for i in kept], [clients[i] for i in kept]
+        if which:
+            self._put_folded(templates, which, at_ms, clients)
 
-    def _record(self, place: int) -> Dns:
-        record = self._recent.get(place)
-        if record is None:
-            start = (place - 2) >> 1
-            length = _META.unpack_from(self._arena, start)[2]
-            at = start + _META.size
-            fields = msgpack.unpackb(self._arena[at : at + length], use_list=False)
-            record = Dns(*fields[1:])
-            if len(self._recent) >= MAX_RECENT:
-                self._recent.clear()
-            self._recent[place] = record
-        return record
+    def _templates(self, places: Iterable[int]) -> tuple[list[bytes], dict[int, tuple[Any, ...]]]:
+        """Packed records, and by number those of blocks, unpacked, without time and client."""
+        templates: list[bytes] = []
+        blocks: dict[int, tuple[Any, ...]] = {}
+        arena, base, unpack, size = self._arena, self._base, _META.unpack_from, _META.size
+        for number, place in enumerate(places):
+            at = place - base
+            _, _, tail, record, is_block = unpack(arena, at - size)
+            template = arena[at + tail : at + tail + record]
+            templates.append(template)
+            if is_block:
+                # Our own octets: tag, time, client, and the rest.
+                blocks[number] = msgpack.unpackb(template, use_list=False)[3:]
+        return templates, blocks
 
     def _stamp(self, at: int, length: int, ttl: int) -> bool:
         data = b"\0\0" + self._arena[at : at + length]
