@@ -25,6 +25,7 @@ from policy.bundle import (
     PublicKey,
     Running,
     Sign,
+    Verify,
     check_successor,
     choose,
     open_manifest,
@@ -80,21 +81,25 @@ def apply_bundle(
     at_ms: int,
     actor: str = "policy",
     force: bool = False,
+    verify: Verify | None = None,
 ) -> BundleOutcome:
     """Take in a bundle if it is signed, whole, and newer than what runs. Never raises for what the peer sent.
 
+    `verify` None: policy.signature's.
     `force`: a person at the device wants an older version; that it was forced is on record.
     """
     running = read_running(config.name, state_dir)
     old = str(running.version) if running else ""
     try:
-        manifest = _manifest(config, fetch, key_dir)
+        manifest = _manifest(config, fetch, key_dir, verify)
         how = check_successor(manifest, running, name=config.name, channel=config.channel, force=force)
         new = str(manifest.version)
         if how == "same":
             return BundleOutcome(False, _record(at_ms, actor, config.name, old, new, "same", manifest.signer))
-        fetched, is_delta = _take_image(config.name, manifest, fetch, state_dir, running)
-        _take_rules(config.name, manifest, fetch, state_dir)
+        with _Staged(config.name, state_dir) as staged:
+            fetched, is_delta = staged.fetch_image(manifest, fetch, running)
+            staged.fetch_rules(manifest, fetch)
+            staged.put_in_place()
         _write_state(config.name, manifest, state_dir, now_s)
         result = "ok" if how == "new" else "ok, roll-back forced"
         detail = f"{'delta' if is_delta else 'full'}, {fetched} octets, signed by {manifest.signer}"
@@ -184,74 +189,90 @@ def publish(
     return manifest
 
 
-def _manifest(config: BundleConfig, fetch: Fetch, key_dir: str) -> Manifest:
-    from policy.signature import verify
+def _manifest(config: BundleConfig, fetch: Fetch, key_dir: str, verify: Verify | None) -> Manifest:
+    if verify is None:
+        from policy import signature  # type: ignore[attr-defined,unused-ignore]  # comes with the ring
 
+        verify = signature.verify
     keys = read_keys(config.keys, key_dir)
     octets = _all(fetch(MANIFEST, MAX_MANIFEST), MAX_MANIFEST, MANIFEST)
-    signature = _all(fetch(SIGNATURE, MAX_SIGNATURE), MAX_SIGNATURE, SIGNATURE)
-    return open_manifest(octets, signature, keys, verify)
+    proof = _all(fetch(SIGNATURE, MAX_SIGNATURE), MAX_SIGNATURE, SIGNATURE)
+    return open_manifest(octets, proof, keys, verify)
 
 
-def _take_image(
-    name: str, manifest: Manifest, fetch: Fetch, state_dir: str, running: Running | None
-) -> tuple[int, bool]:
-    """Get the image to its place: by delta if there is one that fits, else whole. Octets fetched, and which way."""
-    path = _image_path(name, state_dir)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        part, is_delta = choose(manifest, running.sha256 if running else None)
-        if is_delta:
-            try:
-                _patch(path, _fetched(part, fetch, temporary), temporary)
-            except (BundleError, ImageError, OSError):
-                part, is_delta = manifest.image, False  # whatever is wrong with it, the full image decides
-        if not is_delta:
-            _fetched(part, fetch, temporary)
-        if _sha256_of(temporary) != manifest.image.sha256:
-            raise BundleError(f"bundle {name!r}: the image has not the hash that was signed")
-        made = map_image(temporary)
-        if made.header.generation != manifest.version:
-            raise BundleError(
-                f"bundle {name!r}: the image says version {made.header.generation}, the manifest {manifest.version}"
-            )
-        del made
-        swap_in(temporary, path)
-        return part.size, is_delta
-    finally:
-        for leftover in (temporary, temporary + ".delta"):
+class _Staged:
+    """The files of a bundle beside those that run, until all of them are known to be good. A context manager."""
+
+    def __init__(self, name: str, state_dir: str) -> None:
+        self._name = name
+        self._image_path = _image_path(name, state_dir)
+        self._rules_path = os.path.join(state_dir, name + RULES_SUFFIX)
+        self._image = f"{self._image_path}.{os.getpid()}.tmp"
+        self._delta = self._image + ".delta"
+        self._rules = self._rules_path + ".tmp"
+        self._has_rules = False
+
+    def __enter__(self) -> _Staged:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        for leftover in (self._image, self._delta, self._rules):
             if os.path.exists(leftover):
                 os.unlink(leftover)
 
+    def fetch_image(self, manifest: Manifest, fetch: Fetch, running: Running | None) -> tuple[int, bool]:
+        """By delta if there is one that fits, else whole. Octets fetched, and which way."""
+        part, is_delta = choose(manifest, running.sha256 if running else None)
+        if is_delta:
+            try:
+                _fetched(part, fetch, self._delta)
+                self._patch()
+            except (BundleError, ImageError, OSError):
+                part, is_delta = manifest.image, False  # whatever is wrong with it, the full image decides
+        if not is_delta:
+            _fetched(part, fetch, self._image)
+        if _sha256_of(self._image) != manifest.image.sha256:
+            raise BundleError(f"bundle {self._name!r}: the image has not the hash that was signed")
+        says = map_image(self._image).header.generation
+        if says != manifest.version:
+            raise BundleError(f"bundle {self._name!r}: the image says version {says}, the manifest {manifest.version}")
+        return part.size, is_delta
 
-def _patch(path: str, delta_path: str, temporary: str) -> None:
-    os.rename(delta_path, temporary + ".delta")
-    with open(temporary + ".delta", "rb") as file:
-        delta = file.read()
-    with open(temporary, "w+b") as out:
-        apply_delta(map_image(path), delta, out)
-        os.fsync(out.fileno())
+    def fetch_rules(self, manifest: Manifest, fetch: Fetch) -> None:
+        """The rules, if there are any: read to the end, and none of the venue's own sections among them."""
+        if manifest.rules is None:
+            return
+        if manifest.rules.size > MAX_RULES:
+            raise BundleError(f"bundle {self._name!r}: expected rules of at most {MAX_RULES} octets")
+        _fetched(manifest.rules, fetch, self._rules)
+        with open(self._rules, encoding="utf-8") as file:
+            try:
+                sections = parse(file.read(), self._name)
+            except UnicodeDecodeError:
+                raise BundleError(f"bundle {self._name!r}: its rules are not UTF-8") from None
+        for section in sections:
+            if section.type not in FROM_BUNDLES:
+                raise BundleError(
+                    f"bundle {self._name!r}: its rules hold a {section.type!r} section, which is the venue's own"
+                )
+        # Rules may speak of the venue's groups, which only the whole configuration knows.
+        load_policy([section for section in sections if section.type != "rule"])
+        self._has_rules = True
 
+    def put_in_place(self) -> None:
+        """Everything is good: rename it over what runs."""
+        swap_in(self._image, self._image_path)
+        if self._has_rules:
+            os.replace(self._rules, self._rules_path)
+        elif os.path.exists(self._rules_path):
+            os.unlink(self._rules_path)
 
-def _take_rules(name: str, manifest: Manifest, fetch: Fetch, state_dir: str) -> None:
-    path = os.path.join(state_dir, name + RULES_SUFFIX)
-    if manifest.rules is None:
-        if os.path.exists(path):
-            os.unlink(path)
-        return
-    if manifest.rules.size > MAX_RULES:
-        raise BundleError(f"bundle {name!r}: expected rules of at most {MAX_RULES} octets")
-    temporary = _fetched(manifest.rules, fetch, path + ".tmp")
-    with open(temporary, encoding="utf-8") as file:
-        try:
-            sections = parse(file.read(), name)
-        except UnicodeDecodeError:
-            raise BundleError(f"bundle {name!r}: its rules are not UTF-8") from None
-    for section in sections:
-        if section.type not in FROM_BUNDLES:
-            raise BundleError(f"bundle {name!r}: its rules hold a {section.type!r} section, which is the venue's own")
-    load_policy([section for section in sections if section.type != "rule"])
-    os.replace(temporary, path)
+    def _patch(self) -> None:
+        with open(self._delta, "rb") as file:
+            delta = file.read()
+        with open(self._image, "w+b") as out:
+            apply_delta(map_image(self._image_path), delta, out)
+            os.fsync(out.fileno())
 
 
 def _fetched(part: BundlePart, fetch: Fetch, path: str) -> str:

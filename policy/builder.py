@@ -217,9 +217,9 @@ class Builder:
         ends = accumulate(map(len, self._combo_list), initial=0)
         writer.section(Part.COMBOS, _column(ends))
         writer.section(Part.EFFECTS, b"".join(self._combo_list))
-        lines = ["\t".join(slot) for slot in self._slots] + [""]
-        lines += [f"{key}\t{value}" for key, value in (meta or {}).items()]
-        writer.section(Part.META, ("\n".join(lines) + "\n").encode())
+        slots = "\n".join("\t".join(slot) for slot in self._slots)
+        facts = "\n".join(f"{key}\t{value}" for key, value in (meta or {}).items())
+        writer.section(Part.META, f"{slots}\n\n{facts}\n".encode())
         size = writer.end
         header = Header(
             bucket_bits, self._flags, unique, len(self._combo_list), self.salt, size,

@@ -672,13 +672,16 @@ _RANK_OF: Final = {
 
 def _rank(kind: Kind, slot: int, masks: Masks) -> int:
     """How much an entry counts under these masks."""
-    is_blocked = masks.block >> slot & 1
-    if kind is Kind.BLOCK:
-        return _BLOCK if is_blocked else _LOG if masks.log >> slot & 1 else _NOTHING
-    if kind is Kind.IMPORTANT_BLOCK:
-        return _IMPORTANT_BLOCK if is_blocked else _LOG if masks.log >> slot & 1 else _NOTHING
+    is_blocked, is_allowed = masks.block >> slot & 1, masks.allow >> slot & 1
+    if kind is Kind.BLOCK or kind is Kind.IMPORTANT_BLOCK:
+        is_important = kind is Kind.IMPORTANT_BLOCK
+        if is_allowed:  # a category of names that this profile wants allowed
+            return _IMPORTANT_ALLOW if is_important else _ALLOW
+        if is_blocked:
+            return _IMPORTANT_BLOCK if is_important else _BLOCK
+        return _LOG if masks.log >> slot & 1 else _NOTHING
     # Exceptions of a list that blocks hold for those it blocks; a list that allows, for those it is meant for.
-    if not (is_blocked or masks.allow >> slot & 1):
+    if not (is_blocked or is_allowed):
         return _NOTHING
     return _ALLOW if kind is Kind.ALLOW else _IMPORTANT_ALLOW if kind is Kind.IMPORTANT_ALLOW else _NOTHING
 

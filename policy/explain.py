@@ -132,7 +132,7 @@ def _list_steps(
 
 
 def _is_for(effect: Effect, masks: Masks) -> bool:
-    mask = masks.block | (masks.log if effect.kind in (Kind.BLOCK, Kind.IMPORTANT_BLOCK) else masks.allow)
+    mask = masks.block | masks.allow | (masks.log if effect.kind in (Kind.BLOCK, Kind.IMPORTANT_BLOCK) else 0)
     return bool(mask >> effect.slot & 1)
 
 

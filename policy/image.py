@@ -114,7 +114,7 @@ class Slot(NamedTuple):
     """As rule codes call it: `malware`, or `ut1/adult` for a category of a tree."""
     category: str
     action: str
-    """`block` or `allow`: what the list was declared as."""
+    """`block` or `allow`: what the list was declared as. `named`: it does nothing until a profile names it."""
     version: str
 
 

@@ -80,12 +80,13 @@ _LOCAL_NAMES: Final = frozenset(
     b"broadcasthost ip6-localhost ip6-loopback ip6-localnet ip6-mcastprefix ip6-allnodes ip6-allrouters "
     b"ip6-allhosts loopback".split()
 )
-_SIMPLE: Final = re.compile(rb"(?:[a-z0-9_-]{1,63}\.)+(?![0-9]+\Z)[a-z0-9_-]{2,63}").fullmatch
+_SIMPLE: Final = re.compile(rb"(?!.{254})(?:[a-z0-9_-]{1,63}\.)+(?![0-9]+\Z)[a-z0-9_-]{2,63}").fullmatch
 _ADDRESS: Final = re.compile(rb"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*").fullmatch
 _COSMETIC: Final = re.compile(rb"#@?(?:[?$%]|\$\?)?#|#@?%#|\$\$|\$@\$")
 _ZONE_MARK: Final = re.compile(
     rb"\$(?:TTL|ORIGIN)\b|[^;]*\sIN\s+SOA\s|[^;]*\sSOA\s.*\(|[^;\s]+\s[^;]*CNAME\s+(?:\.|\*\.|rpz-)"
 ).match
+_TTL: Final = re.compile(rb"[0-9]+[smhdwSMHDW]?").fullmatch
 _MODIFIERS: Final = re.compile(rb"~?[a-zA-Z0-9_-]+(?:=[^,]*)?(?:,.*)?").fullmatch
 _ABP_HOST: Final = re.compile(rb"[^\^/:?|*]*").match
 _ABP_URL: Final = re.compile(rb"\|?(?:https?:)?//([^\^/:?|*]+)(.*)").fullmatch
@@ -598,11 +599,13 @@ class _Zone:
             return NOTHING
         self._depth = max(0, text.count(b"(") - text.count(b")"))
         words = text.replace(b"(", b" ").split()
+        if not words:
+            return NOTHING
         if words[0].startswith(b"$"):
             return self._directive(words)
         if text[:1] not in (b" ", b"\t"):
             self._owner = words.pop(0)
-        while words and (words[0].isdigit() or words[0].upper() in (b"IN", b"CH", b"HS")):
+        while words and (_TTL(words[0]) or words[0].upper() in (b"IN", b"CH", b"HS")):
             words.pop(0)
         if not words:
             raise ListError("record without a type")
