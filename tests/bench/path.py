@@ -49,7 +49,7 @@ def main() -> None:
     rows = []
     with (
         tempfile.TemporaryDirectory(prefix="gatehouse-bench-") as base,
-        Lab.running(Path(base, "with"), flush="30s") as ours,
+        Lab.running(Path(base, "with"), flush="30s", extra="config dns 'dns'\n\toption rate '0'\n") as ours,
         Lab.running(Path(base, "off"), agent=False) as off,
     ):
         for kind, unit in (("dns", "query"), ("tls", "connection")):
