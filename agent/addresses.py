@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from agent.intake import Identity
@@ -31,6 +31,7 @@ class Addresses:
         self._read_table = read_table
         self._now_s = now_s
         self._look_at = 0.0
+        self._changed: dict[bytes, Identity] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -48,14 +49,23 @@ class Addresses:
         """This MAC was seen to use this address just now."""
         known = self._known.get(address)
         if known is None:
-            self._known[address] = Identity(mac)
+            self._known[address] = self._changed[address] = Identity(mac)
             if len(self._known) > MAX_ADDRESSES:
                 self._known.popitem(last=False)
         else:
             if known.mac != mac:
                 # Another device has the address now: the session was the first one's.
-                self._known[address] = Identity(mac)
+                self._known[address] = self._changed[address] = Identity(mac)
             self._known.move_to_end(address)
+
+    def items(self) -> Iterable[tuple[bytes, Identity]]:
+        """All that is known."""
+        return self._known.items()
+
+    def take_changes(self) -> Mapping[bytes, Identity]:
+        """What changed since the last call."""
+        changed, self._changed = self._changed, {}
+        return changed
 
     def refresh(self, table: Mapping[bytes, bytes]) -> None:
         """The kernel's neighbour table."""

@@ -17,7 +17,7 @@ from agent import table, when
 from agent.__main__ import read_config
 from agent.version import VERSION
 from policy.config import Config
-from policy.errors import GatehouseError
+from policy.errors import ConfigError, GatehouseError
 
 DEFAULT_CONFIG: Final = "/etc/config/gatehouse"
 
@@ -59,6 +59,18 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("--format", choices=("table", "jsonl"), default="table")
     status = command("status", run_status, "how the system is")
     status.add_argument("--format", choices=("table", "json"), default="table")
+    explain = command("explain", run_explain, "say what is decided for a name, by which rule, from which list and line")
+    explain.add_argument("name", help="domain name")
+    explain.add_argument("--client", default="", help="IP or MAC address, or group:NAME; default: the default group")
+    explain.add_argument("--at", default="0s", help="at what time: 1h ago, or a date and time (default now)")
+    exception = command("override", run_override, "open or close a name for a group until a time")
+    exception.add_argument("action", choices=("open", "close", "code", "redeem", "list"))
+    exception.add_argument("what", nargs="?", default="", help="open, code: a domain; close: a number; redeem: a code")
+    exception.add_argument("--group", default="", help="for this group only (default: all)")
+    exception.add_argument("--for", dest="duration", default="45m", help="how long (default 45m)")
+    exception.add_argument("--block", action="store_true", help="open: close the name instead of opening it")
+    exception.add_argument("--uses", type=int, default=1, help="code: how often it can be used (default 1)")
+    exception.add_argument("--domain", default="", help="redeem: the domain, where the code leaves it open")
     command("reload", run_reload, "read configuration and lists again")
     command("check", run_check, "read the configuration and say what is wrong with it")
     return parser
@@ -106,6 +118,47 @@ def run_status(options: argparse.Namespace, config: Config) -> int:
         for key, value in _flatten(status):
             print(f"{key:32} {value}")
     return 0 if status.get("state") == "protecting" else 1
+
+
+def run_explain(options: argparse.Namespace, config: Config) -> int:
+    # Here, not in the agent: it reads lists from end to end, and asks the same engine over the same files.
+    from agent import policy_source
+    from agent.explain import explain_name
+
+    at_s = when.parse_when(options.at, time.time(), "--at")
+    print(explain_name(policy_source.open_engine(config), options.name, options.client, at_s).text())
+    return 0
+
+
+def run_override(options: argparse.Namespace, config: Config) -> int:
+    now_s = int(time.time())
+    duration_s = now_s - int(when.parse_when(options.duration, now_s, "--for"))
+    what = options.what if ":" in options.what or not options.what else f"domain:{options.what}"
+    request = {"do": "override", "action": options.action, "group": options.group, "by": _person()}
+    match options.action:
+        case "open":
+            request |= {"match": what, "until_s": now_s + duration_s, "verdict": "block" if options.block else "allow"}
+        case "close":
+            if not options.what.isdecimal():
+                raise ConfigError(f"override close: expected a number from `override list`, got {options.what!r}")
+            request["number"] = int(options.what)
+        case "code":
+            request |= {"match": what, "duration_s": duration_s, "expires_s": now_s + 86400, "uses": options.uses}
+        case "redeem":
+            request |= {"code": options.what, "domain": options.domain}
+    for row in ask(config, request):
+        if "code" in row:
+            print(f"code {row['code']}")
+        else:
+            until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(str(row["until_s"]))))
+            group = row["group"] or "all"
+            print(f"{row['number']:>4}  {row['action']} {row['match']} for {group} until {until}, by {row['by']}")
+    return 0
+
+
+def _person() -> str:
+    """Who gives the order, for the record."""
+    return os.environ.get("SUDO_USER") or os.environ.get("USER") or f"uid {os.getuid()}"
 
 
 def run_reload(options: argparse.Namespace, config: Config) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Final
@@ -53,7 +52,7 @@ def compile_policy(
 ) -> Report:
     """Compile every list of the configuration.
 
-    `base_path`: an image to stay close to, so that a delta from it is small. `spill_dir`: for temporary files, 14
+    `base_path`: an image to stay close to, so that a delta from it is small. `spill_dir`: for temporary files, 15
     octets an entry; None: beside the image (on routers the system's own directory is memory).
     Raises: ConfigError for the configuration, OSError for the files written. Lists that fail are in the report.
     """
@@ -68,6 +67,14 @@ def compile_policy(
         except _UnusableError as unusable:
             # What it had spilled already is among the others', so all begins anew, without it.
             excluded[unusable.name] = str(unusable)
+
+
+def _spill_file(directory: str, name: str) -> IO[bytes]:
+    """A file without a name, gone when it is closed. (`tempfile` would bring OpenSSL: 4 MB for a random name.)"""
+    path = os.path.join(directory, f".spill-{name}.{os.getpid()}")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.unlink(path)
+    return os.fdopen(descriptor, "w+b")
 
 
 class _UnusableError(ListError):
@@ -92,9 +99,9 @@ def _compile(
 ) -> Report:
     reports: list[ListReport] = []
     with (
-        tempfile.TemporaryFile(dir=spill_dir) as names,
-        tempfile.TemporaryFile(dir=spill_dir) as ranges,
-        tempfile.TemporaryFile(dir=spill_dir) as urls,
+        _spill_file(spill_dir, "names") as names,
+        _spill_file(spill_dir, "ranges") as ranges,
+        _spill_file(spill_dir, "urls") as urls,
     ):
         builder = Builder(
             base.salt if base else salt or os.urandom(16),

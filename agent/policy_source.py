@@ -1,83 +1,64 @@
-"""Where a policy comes from: the configuration's rules, the compiled image, the time zone; and the child that compiles.
+"""The policy's sources joined: configuration, bundles, lists, overrides; and the child process that compiles.
 
-The hooks open what is there; the agent has it compiled anew in a child process, niced, and tells the hooks when it is
-done. While it compiles, and if it fails, the old image decides.
+The hooks open what is there (`agent.decider`); the agent has it fetched and compiled in a child process, niced, and
+tells the hooks when it is done. While that runs, and if it fails, the old image decides.
 """
 
 from __future__ import annotations
 
-import mmap
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from typing import Final
 
+from agent import decider
+from agent.bundles import apply_bundle, sections_of
+from agent.compiler import compile_policy
 from policy.config import Config
 from policy.engine import Engine
-from policy.errors import ImageError
-from policy.rules import load_policy
-from policy.zone import Zone, footer, parse_zone
+from policy.errors import ConfigError
+from policy.event import Maintenance
+from policy.rules import Policy, load_policy
+from policy.uci import Section
 
+REFRESH_S: Final = 3600.0
+"""Between two looks at which downloads are due; each list says how often it wants to be fetched."""
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_ZONEINFO: Final = "/usr/share/zoneinfo"
+_RECORD: Final = "record "
+"""The compiler's child prints what must go on the maintenance log behind this word, one JSON array a line."""
 
 
 def check(config: Config) -> None:
     """Read everything that can be wrong in the policy's part of the configuration. Raises: ConfigError."""
-    load_policy(config.policy)
-    zone_of(config)
+    load_policy(sections(config))
+    notes: list[str] = []
+    decider.read_zone(config.main.timezone, notes)
+    if notes:
+        raise ConfigError(f"gatehouse.main.{notes[0]}")
 
 
-def zone_of(config: Config) -> Zone:
-    """The venue's time zone. Raises: ConfigError."""
-    text = config.main.timezone
-    path = os.path.join(_ZONEINFO, text) if text else "/etc/localtime"
-    if text and (".." in text or not os.path.isfile(path)):
-        return parse_zone(text, "gatehouse.main.timezone")
-    try:
-        with open(path, "rb") as file:
-            return parse_zone(footer(file.read(1 << 16)), "gatehouse.main.timezone")
-    except OSError:
-        pass
-    try:
-        with open("/etc/TZ", encoding="ascii") as file:  # OpenWrt's way
-            return parse_zone(file.read().strip(), "/etc/TZ")
-    except OSError:
-        return parse_zone("")
+def sections(config: Config) -> tuple[Section, ...]:
+    """The venue's own sections and those that its bundles brought."""
+    names = [section.name for section in config.policy if section.type == "bundle"]
+    return (*sections_of(names, config.main.state_dir), *config.policy)
 
 
 def open_engine(config: Config, before: Engine | None = None) -> Engine:
-    """The engine for this configuration over the image that is there; without one, the written rules alone.
-
-    `before` is the engine it replaces: what that knew of clients is kept, and the generation goes up.
-    Raises: ConfigError, ImageError.
-    """
-    policy = load_policy(config.policy)
-    buffers = []
-    try:
-        with open(policy.table, "rb") as file:
-            buffers.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise ImageError(f"{policy.table}: {error}") from None
-    return Engine(
-        buffers,
-        policy,
-        zone=zone_of(config),
-        generation=before.generation + 1 if before else 1,
-        clients=before.clients if before else None,
-    )
+    """The engine over what is on disk now, `before` being the one that it replaces. Raises: ConfigError."""
+    return decider.open_engine(sections(config), config.main.state_dir, zone=config.main.timezone, old=before)
 
 
 class Keeper:
-    """Has the image compiled when it should be. `poll` once a second."""
+    """Has lists fetched and the image compiled when they should be. `poll` once a second."""
 
     def __init__(self, config: Config, path: str) -> None:
         self._path = path
         self._child: subprocess.Popen[str] | None = None
         self._again = False
+        self._due_s = 0.0
         self._trouble = ""
         self.report = ""
         """What the last compiler said."""
@@ -91,10 +72,11 @@ class Keeper:
     def change(self, config: Config) -> None:
         """Take a new configuration. Raises: ConfigError, and then nothing has changed."""
         check(config)
-        self._policy = load_policy(config.policy)
+        self._policy: Policy = load_policy(sections(config))
 
     def compile_soon(self) -> None:
         """Start a compiler; if one runs, another follows it, for the lists may have changed behind its back."""
+        self._due_s = time.monotonic() + REFRESH_S
         if self._child is not None:
             self._again = True
             return
@@ -105,25 +87,36 @@ class Keeper:
             text=True,
         )
 
-    def poll(self) -> list[str]:
-        """What was finished since the last call, in words for the record; after each the hooks must reload."""
-        if self._child is None or self._child.poll() is None:
+    def poll(self, at_ms: int) -> list[Maintenance]:
+        """What is to go on record since the last call; after any of it the hooks must reload."""
+        if self._child is None:
+            if time.monotonic() > self._due_s:
+                self.compile_soon()
+            return []
+        if self._child.poll() is None:
             return []
         said, _ = self._child.communicate()
         status, self._child = self._child.returncode, None
-        self.report = said.strip()
-        self._trouble = "" if status == 0 else f"policy: {self.report.splitlines()[-1] if self.report else status}"
+        lines = said.splitlines()
+        records = [Maintenance(*json.loads(line.removeprefix(_RECORD))) for line in lines if line.startswith(_RECORD)]
+        told = [line for line in lines if not line.startswith(_RECORD)]
+        self.report = "\n".join(told)
+        self._trouble = "" if status == 0 else f"policy: {told[-1] if told else f'compiler ended with {status}'}"
+        result = "ok" if status == 0 else f"the old image decides: {self._trouble}"
+        records.append(Maintenance(at_ms, "agent", "policy", "image", "", "", result))
         if self._again:
             self._again = False
             self.compile_soon()
-        return ["compiled" if status == 0 else f"refused, the old image decides: {self._trouble}"]
+        return records
 
     def troubles(self) -> list[str]:
+        """What is wrong now, in words for a person."""
         if not os.path.exists(self._policy.table):
             return [self._trouble or "policy: not compiled yet"]
         return [self._trouble] if self._trouble else []
 
     def describe(self) -> Mapping[str, object]:
+        """For status."""
         try:
             size, at = os.path.getsize(self._policy.table), int(os.path.getmtime(self._policy.table))
         except OSError:
@@ -132,11 +125,32 @@ class Keeper:
 
 
 def compile_now(config: Config) -> int:
-    """The role `compile`: lists to image, report to standard output. Returns the exit status."""
-    from agent.compiler import compile_policy
-
+    """The role `compile`: fetch what is due, lists to image, report to standard output. Returns the exit status."""
     os.nice(10)  # packets and questions go first
     policy = load_policy(config.policy)
-    report = compile_policy(config.policy, policy.list_dir, policy.table)
+    at_ms, now_s = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000, time.time()
+    records: list[Maintenance] = []
+    if any(item.url for item in policy.lists) or any(bundle.url for bundle in policy.bundles):
+        from agent import lists  # TLS is 10 MB, and most venues of ours have lists on a stick
+
+        outcomes = lists.refresh(policy, policy.list_dir, now_s=now_s, fetch=lists.http_get)
+        records += [outcome.record(at_ms) for outcome in outcomes if outcome.is_worth_recording]
+        for bundle in policy.bundles:
+            found = apply_bundle(
+                bundle,
+                lists.url_source(bundle.url),
+                config.main.state_dir,
+                os.path.join(config.main.state_dir, "keys"),
+                now_s=int(now_s),
+                at_ms=at_ms,
+            )
+            if found.record.result != "same":
+                records.append(found.record)
+    report = compile_policy(sections(config), policy.list_dir, policy.table)
+    for record in records:
+        print(_RECORD + json.dumps(record))
     print(report.text())
-    return 1 if report.built is None else 0
+    failed = [f"{item.name}: {item.failure}" for item in report.lists if item.failure]
+    if failed:
+        print("; ".join(failed))
+    return 1 if failed or report.built is None else 0

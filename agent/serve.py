@@ -13,6 +13,7 @@ from agent.__main__ import read_config
 from agent.addresses import Addresses
 from agent.clock import SystemClock
 from agent.control import Answer, Request
+from agent.exceptions import Exceptions
 from agent.firewall import Guard
 from agent.hooks import event_path
 from agent.intake import Intake
@@ -23,7 +24,7 @@ from agent.version import VERSION
 from policy.config import Config
 from policy.errors import GatehouseError
 from policy.event import Gap, Maintenance
-from policy.frame import Reload
+from policy.frame import Client, Reload
 
 NEIGHBOURS_S: Final = 5.0
 """Between two looks at the kernel's neighbour table."""
@@ -45,14 +46,21 @@ class Agent:
         self.intake = Intake(self.records.ring, self.addresses.identify, self.addresses.learn)
         self.guard = Guard(config)
         self.policy = policy_source.Keeper(config, path)
+        self._briefed: set[tuple[str, int]] = set()
         self.life = Life(config.main.run_dir, config.main.state_dir)
+        exceptions = Exceptions(config.main.state_dir, self.clock.boottime_ms, self.tell)
         self.server = Server(
             event_path=event_path(config),
             control_path=os.path.join(config.main.run_dir, "control"),
             ring=self.records.ring,
             intake=self.intake,
             clock_ms=self.clock.boottime_ms,
-            handlers={"status": self.status, "query": self.records.query, "reload": self.reload_and_tell},
+            handlers={
+                "status": self.status,
+                "query": self.records.query,
+                "reload": self.reload_and_tell,
+                "override": exceptions.handle,
+            },
             describe=self.records.describe,
             matches=self.records.matches,
             flush_s=config.ring.flush_s,
@@ -88,13 +96,31 @@ class Agent:
         now_ms = self.clock.boottime_ms()
         self.life.alive(now_ms)
         self.records.tick()
-        for text in self.policy.poll():
-            self.note("policy", "image", text)
-            for role in ("dns", "nfq"):
-                self.server.command(role, Reload())
+        self.take_policy()
+        self.brief_hooks(now_ms)
         alive = {worker.name for worker in self.intake.workers(now_ms) if worker.silent_ms < 1_500}
         for action, text in self.guard.handle_timer(alive):
             self.note(action, "rules", text)
+
+    def tell(self, event: Maintenance) -> None:
+        """A change of the policy: on record, and the hooks read it."""
+        self.server.publish(self.intake.record(event))
+        for role in ("dns", "nfq"):
+            self.server.command(role, Reload())
+
+    def take_policy(self) -> None:
+        for event in self.policy.poll(self.clock.boottime_ms()):
+            self.tell(event)
+
+    def brief_hooks(self, now_ms: int) -> None:
+        """Tell each hook what is known of the clients' addresses: all of it to a new one, else what changed."""
+        changed = self.addresses.take_changes()
+        workers = {(worker.name, worker.pid) for worker in self.intake.workers(now_ms)}
+        facts = self.addresses.items() if workers - self._briefed else changed.items()
+        self._briefed = workers
+        for address, known in facts:
+            for role in ("dns", "nfq"):
+                self.server.command(role, Client(address, known.mac, "", "", ""))
 
     def look_around(self) -> None:
         self.addresses.refresh(read_neighbours())
@@ -117,10 +143,7 @@ class Agent:
         self.policy.compile_soon()
         while self.policy.is_busy:
             yield {}
-            for text in self.policy.poll():
-                self.note("policy", "image", text)
-                for role in ("dns", "nfq"):
-                    self.server.command(role, Reload())
+            self.take_policy()
         yield {"row": {"text": self.policy.report}}
 
     def status(self, request: Request) -> Iterator[Mapping[str, object]]:
