@@ -57,6 +57,7 @@ def compile_policy(
     Raises: ConfigError for the configuration, OSError for the files written. Lists that fail are in the report.
     """
     policy = load_policy(sections)
+    os.makedirs(os.path.dirname(os.path.abspath(out_path)), exist_ok=True)
     suffixes = _public_suffixes(policy.public_suffix_list, list_dir)
     base = _open_base(base_path)
     spill = spill_dir or os.path.dirname(os.path.abspath(out_path))

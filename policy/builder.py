@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
-from hashlib import blake2s
 from itertools import accumulate
 from struct import Struct, iter_unpack
 from typing import IO, Final, NamedTuple
@@ -30,6 +29,7 @@ from policy.image import (
     Part,
     Scope,
     Slot,
+    blake2s,
     pack_effect,
     pack_header,
 )
@@ -47,7 +47,7 @@ MAX_PATTERN: Final = 1024
 MAX_HOST_RULES: Final = 4096
 """URL rules of one host. They are tried one by one, for clear-text HTTP only."""
 RECORDS_PER_BUCKET: Final = 16
-_KEY: Final = Struct("<8sIH")
+_KEY: Final = Struct("<9sIH")
 _V4: Final = Struct(">IBH")
 _URL: Final = Struct("<H8sH")
 _EVERY_SCOPE: Final = int(Scope.BOTH)
@@ -163,7 +163,7 @@ class Builder:
 
     def add_name(self, name: bytes, effect: int) -> None:
         """A name entry; `effect` is packed (image.pack_effect)."""
-        digest = blake2s(self.salt + name).digest()[:8]
+        digest = blake2s(self.salt + name).digest()[:9]
         spill = self._names
         gathered = spill._open[digest[0]]  # _Spill.add, written out: this runs once for each of millions of lines
         gathered += _KEY.pack(digest, crc32(name), effect)
@@ -230,7 +230,7 @@ class Builder:
         return Built(size, unique, self._rules, ranges, urls, len(self._combo_list))
 
     def _count_unique(self, partition: int) -> int:
-        return len({digest for (digest,) in iter_unpack("<8s6x", self._names.read(partition))})
+        return len({digest for (digest,) in iter_unpack("<9s6x", self._names.read(partition))})
 
     def _write_records(self, writer: _Writer, bucket_bits: int, bitmap_bits: int) -> tuple[array[int], bytearray]:
         counts = array("I", bytes(4 << bucket_bits))
@@ -240,25 +240,25 @@ class Builder:
         from_bytes = int.from_bytes
         writer.open(Part.RECORDS)
         for partition in range(PARTITIONS):
-            rows = sorted([row for (row,) in iter_unpack("14s", self._names.read(partition))])
+            rows = sorted([row for (row,) in iter_unpack("15s", self._names.read(partition))])
             records = []
             at, end = 0, len(rows)
             while at < end:
                 row = rows[at]
-                digest = row[:8]
-                packed = row[12:]
+                digest = row[:9]
+                packed = row[13:]
                 at += 1
-                if at < end and rows[at][:8] == digest:
+                if at < end and rows[at][:9] == digest:
                     effects = {from_bytes(packed, "little")}
-                    while at < end and rows[at][:8] == digest:
-                        effects.add(from_bytes(rows[at][12:], "little"))
+                    while at < end and rows[at][:9] == digest:
+                        effects.add(from_bytes(rows[at][13:], "little"))
                         at += 1
                     packed = _join(effects)
                 elif packed[0] & _CANCELS:
                     packed = b""
-                records.append(digest[3:8] + self._combo(packed).to_bytes(3, "little"))
+                records.append(digest[4:] + self._combo(packed).to_bytes(3, "little"))
                 counts[from_bytes(digest[:4], "big") >> shift] += 1
-                crc = from_bytes(row[8:12], "little")
+                crc = from_bytes(row[9:13], "little")
                 bitmap[crc & mask] |= 1 << (crc >> 29)
             writer.write(b"".join(records))
         writer.close()

@@ -18,13 +18,12 @@ Rule: a decision costs no time of day. Schedules and overrides become a `_State`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from hashlib import blake2s
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 from zlib import crc32
 
 from policy.bypass import NEVER_BLOCK, RESOLVERS, SIGNALS
-from policy.image import Buffer, Image, Kind, Scope
+from policy.image import SPLIT, Buffer, Image, Kind, Scope, blake2s
 from policy.names import suffixes
 from policy.rules import Action, Group, Match, Policy, Profile, Rule, What, load_policy, parse_match
 from policy.safesearch import PROVIDERS
@@ -185,13 +184,11 @@ class Engine:
             crc = crc32(suffix)
             if bitmap[crc & mask] & _BIT[crc >> 29]:
                 # Image.probe, written out: a call costs as much as a digest.
-                digest = blake2s(self._salt + suffix).digest()
-                start, end = _EXTENT(
-                    self._buffer, self._index_at + 4 * (int.from_bytes(digest[:4], "big") >> self._shift)
-                )
-                at = self._find(digest[3:8], start, end)
-                while at >= 0 and (at - start) & 7:
-                    at = self._find(digest[3:8], at + 1, end)
+                head, tag = SPLIT(blake2s(self._salt + suffix).digest())
+                start, end = _EXTENT(self._buffer, self._index_at + 4 * (head >> self._shift))
+                at = self._find(tag, start, end)
+                while at >= 0 and (at - start) & 7:  # the tag's octets, but across two records
+                    at = self._find(tag, at + 1, end)
                 if at >= 0:
                     if b"\\" in name:
                         return self._weigh(name, state)

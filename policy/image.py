@@ -4,7 +4,7 @@ Holds the file format and exact look-ups of one key. Knows no group and no verdi
 
 Layout, little-endian. A header of HEADER_SIZE octets, then sections, each found through the header's table:
 
-    RECORDS   8 octets a name: tag (octets 3..7 of the digest), combination number (3 octets). Sorted by digest.
+    RECORDS   8 octets a name: tag (octets 4..8 of the digest), combination number (3 octets). Sorted by digest.
     INDEX     u32 a bucket, and one more: file offset of the bucket's first record
     BITMAP    a bit per hash value: at most one name in eight that is not there passes
     COMBOS    u32 a combination, and one more: offset into EFFECTS
@@ -15,7 +15,7 @@ Layout, little-endian. A header of HEADER_SIZE octets, then sections, each found
     URL_RULES per host: u16 count, then each u16 effect, u16 length, pattern
     META      text: a line a slot, list TAB category TAB action TAB version; an empty line; lines of key TAB value
 
-    digest = blake2s(salt + name), its first 8 octets; the bucket is its leading `bucket_bits` bits
+    digest = blake2s(salt + name), its first 9 octets; the bucket is its leading `bucket_bits` bits
     bitmap: h = crc32(name); octet h & (size - 1), bit h >> 29
 
 The digest is salted so that nobody can prepare a list whose names collide with other people's; the crc only picks a
@@ -32,13 +32,17 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
-from hashlib import blake2s
 from mmap import mmap
 from struct import Struct
 from typing import Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from policy.errors import ImageError
+
+try:
+    from _blake2 import blake2s  # hashlib's own, without OpenSSL's library beside it: 4 MB of each hook
+except ImportError:  # an interpreter that is put together in another way
+    from hashlib import blake2s
 
 Buffer: TypeAlias = bytes | mmap
 
@@ -56,6 +60,8 @@ MAX_SLOTS: Final = 2048
 MAX_COMBOS: Final = 1 << 24
 NO_COMBO: Final = b"\0\0\0"
 
+SPLIT: Final = Struct(">I5s").unpack_from
+"""A digest to the number whose leading bits are the bucket, and the tag."""
 _PAIR: Final = Struct("<II").unpack_from
 _U16: Final = Struct("<H")
 _RULE: Final = Struct("<HH")
@@ -251,10 +257,9 @@ class Image:
 
     def probe(self, name: bytes) -> bytes:
         """`find` behind the bitmap: for a caller that has already asked it."""
-        digest = blake2s(self.salt + name).digest()
-        bucket = int.from_bytes(digest[:4], "big") >> self.shift
-        start, end = _PAIR(self.buffer, self.index_at + 4 * bucket)
-        tag, at = digest[3:8], start
+        head, tag = SPLIT(blake2s(self.salt + name).digest())
+        start, end = _PAIR(self.buffer, self.index_at + 4 * (head >> self.shift))
+        at = start
         while (at := self.buffer.find(tag, at, end)) >= 0:
             if (at - start) & 7 == 0:
                 return self.buffer[at + 5 : at + 8]
