@@ -159,7 +159,9 @@ class Pending(Generic[W]):
         """Flights whose deadline has passed; each must be armed or closed now."""
         found = []
         while (at := self.next_timer()) is not None and at <= now:
-            found.append(heappop(self._timers)[2])
+            flight = heappop(self._timers)[2]
+            flight.deadline = 0.0  # so that it is not found twice if it was armed twice for the same moment
+            found.append(flight)
         return found
 
 

@@ -2,43 +2,21 @@
 
 import re
 import socket
-import struct
 import time
 
 import pytest
 from conftest import exchange
 from policy_of_test import DictDecider
+from questions import answers, query, read
 from serve import FileLink
 
 from dns.stream import Framer, framed
-from dns.wire import Rcode, Type, read_header, read_question, read_records
+from dns.wire import Rcode, Type, read_header
 from dns.worker import run
 from policy.config import DnsConfig
 from policy.errors import ConfigError
 
 BLOCKING = {"block": {"evil.example.org": ["list:evil"]}, "networks": ["203.0.113.0/24"]}
-
-
-def query(name, qtype=1, number=0x1234, flags=0x0100, qclass=1, edns=None):
-    """A query's octets. `edns`: (size, flags, options)."""
-    labels = b"".join(bytes((len(label),)) + label.encode() for label in name.split(".") if label) + b"\0"
-    data = struct.pack("!HHHHHH", number, flags, 1, 0, 0, int(edns is not None)) + labels
-    data += struct.pack("!HH", qtype, qclass)
-    if edns is not None:
-        size, bits, options = edns
-        data += struct.pack("!BHHIH", 0, 41, size, bits, len(options)) + options
-    return data
-
-
-def read(data):
-    """Header, records."""
-    header = read_header(data)
-    return header, read_records(data, read_question(data)[3], header)[0]
-
-
-def answers(data):
-    header, records = read(data)
-    return header.flags & 0xF, [data[r.data : r.end] for r in records if r.section == 0]
 
 
 def status(output):
