@@ -283,7 +283,7 @@ def _unpack(archive: str, directory: str) -> None:
                 raise ListError(f"more than {MAX_TREE_MEMBERS} files in the archive")
             category, name = os.path.split(os.path.normpath(member.name))
             category = os.path.basename(category)
-            if not member.isfile() or name not in ("domains", "urls", "expressions", "ips") or not category:
+            if not member.isfile() or name not in ("domains", "urls", "expressions", "ips", "usage") or not category:
                 continue
             left -= member.size
             if member.size > MAX_TREE_FILE or left < 0:

@@ -16,6 +16,7 @@ from struct import Struct, iter_unpack
 from typing import IO, Final, NamedTuple
 from zlib import crc32
 
+from policy.digest import blake2s
 from policy.errors import ListError
 from policy.image import (
     HEADER_SIZE,
@@ -29,7 +30,6 @@ from policy.image import (
     Part,
     Scope,
     Slot,
-    blake2s,
     pack_effect,
     pack_header,
 )
@@ -214,6 +214,7 @@ class Builder:
         del counts, bitmap
         ranges = self._write_ranges(writer)
         urls = self._write_urls(writer)
+        self._flags |= _kinds_of(self._combo_list)
         ends = accumulate(map(len, self._combo_list), initial=0)
         writer.section(Part.COMBOS, _column(ends))
         writer.section(Part.EFFECTS, b"".join(self._combo_list))
@@ -348,6 +349,13 @@ class _Writer:
         self.open(part)
         self.write(data)
         self.close()
+
+
+def _kinds_of(combos: Iterable[bytes]) -> int:
+    """Which kinds of entries there are at all, as flags of the header."""
+    kinds = {Kind(packed[at] >> 2 & 7) for packed in combos for at in range(0, len(packed), 2)}
+    flags = Flag.ALLOWS if kinds & {Kind.ALLOW, Kind.IMPORTANT_ALLOW} else Flag(0)
+    return int(flags | (Flag.IMPORTANT if kinds & {Kind.IMPORTANT_BLOCK, Kind.IMPORTANT_ALLOW} else Flag(0)))
 
 
 def _dimensions(names: int) -> tuple[int, int]:

@@ -101,14 +101,16 @@ def _write(old: Image, header: Header, edits: Iterator[memoryview], out: IO[byte
     table = header.table
     out.write(bytes(HEADER_SIZE))
 
-    def put(part: Part, data: bytes | bytearray | Sequence[bytes]) -> None:
-        start, length = table[2 * part], table[2 * part + 1]
-        pieces = [data] if isinstance(data, (bytes, bytearray)) else data
-        if sum(map(len, pieces)) != length or start > header.file_size:
-            raise BundleError(f"policy delta: section {part.name} has another size than promised")
+    def put(part: Part, data: bytes | bytearray | Iterator[bytes]) -> None:
+        start, left = table[2 * part], table[2 * part + 1]
         out.seek(start)
-        for piece in pieces:
+        for piece in [data] if isinstance(data, (bytes, bytearray)) else data:
+            left -= len(piece)
+            if left < 0:
+                break
             out.write(piece)
+        if left:
+            raise BundleError(f"policy delta: section {part.name} has another size than promised")
 
     def edit() -> memoryview:
         found = next(edits, None)
@@ -116,7 +118,7 @@ def _write(old: Image, header: Header, edits: Iterator[memoryview], out: IO[byte
             raise BundleError("policy delta: an edit is missing")
         return found
 
-    put(Part.RECORDS, list(_spliced(old, Part.RECORDS, edit())))
+    put(Part.RECORDS, _spliced(old, Part.RECORDS, edit()))
     counts = _counts(old)
     _unsparse(counts, edit())
     put(Part.INDEX, _column(array("I", (HEADER_SIZE + RECORD * n for n in accumulate(counts, initial=0)))))
@@ -128,12 +130,12 @@ def _write(old: Image, header: Header, edits: Iterator[memoryview], out: IO[byte
     put(Part.V4_STARTS, _column(pairs[0::2]))
     put(Part.V4_COMBOS, _column(pairs[1::2]))
     del pairs
-    put(Part.V6, b"".join(_spliced(old, Part.V6, edit())))
+    put(Part.V6, _spliced(old, Part.V6, edit()))
     hosts, rules = _split_urls(b"".join(_spliced_octets(b"".join(_url_blocks(old)), edit())))
     put(Part.URL_HOSTS, hosts)
     put(Part.URL_RULES, rules)
     for part in (Part.COMBOS, Part.EFFECTS, Part.META):
-        put(part, b"".join(_spliced(old, part, edit())))
+        put(part, _spliced(old, part, edit()))
     out.seek(0, 2)
     if out.tell() < header.file_size:
         out.truncate(header.file_size)
@@ -209,7 +211,8 @@ def _pieces(buffer: Buffer, start: int, length: int, edit: memoryview) -> Iterat
         inserted, read = _read_varint(edit, read)
         if at + kept + skipped > end or read + inserted > len(edit):
             raise BundleError("policy delta: an edit goes beyond its section")
-        yield bytes(buffer[at : at + kept])
+        for begin in range(at, at + kept, _CHUNK):
+            yield bytes(buffer[begin : min(begin + _CHUNK, at + kept)])
         at += kept + skipped
         yield bytes(edit[read : read + inserted])
         read += inserted

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from zlib import crc32
 
 from policy.bypass import NEVER_BLOCK, RESOLVERS, SIGNALS
-from policy.image import SPLIT, Buffer, Image, Kind, Scope, blake2s
+from policy.digest import blake2s
+from policy.image import SPLIT, Buffer, Flag, Image, Kind, Scope
 from policy.names import suffixes
 from policy.rules import Action, Group, Match, Policy, Profile, Rule, What, load_policy, parse_match
 from policy.safesearch import PROVIDERS
@@ -42,6 +43,7 @@ MAX_OUTCOMES: Final = 4096
 MAX_STATES: Final = 256
 """States remembered, so that a bell that rings every hour builds nothing."""
 
+_BACKSLASH: Final = 0x5C
 _BIT: Final = tuple(1 << bit for bit in range(8))
 _EXTENT: Final = Struct("<II").unpack_from
 _NO_BITMAP: Final = memoryview(b"\0")
@@ -96,7 +98,10 @@ class _Outcomes:
 class _State:
     """What holds for a group from `begin` until `until`."""
 
-    __slots__ = ("begin", "below", "default", "explicit", "masks", "nets", "outcomes", "safe", "until", "urls", "whole")
+    __slots__ = (
+        "begin", "below", "ceiling", "default", "explicit", "masks", "nets", "outcomes", "safe", "until", "urls",
+        "whole",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.begin: float = FOREVER
@@ -112,6 +117,8 @@ class _State:
         self.below: dict[bytes, Outcome] = {}
         """Of the first image, within reach of the hot path."""
         self.default: Decision = ALLOWED
+        self.ceiling: int = _IMPORTANT_ALLOW
+        """The highest rank that anything in the first image can have: when it is reached, no parent need be asked."""
 
 
 class Engine:
@@ -190,7 +197,7 @@ class Engine:
                 while at >= 0 and (at - start) & 7:  # the tag's octets, but across two records
                     at = self._find(tag, at + 1, end)
                 if at >= 0:
-                    if b"\\" in name:
+                    if _BACKSLASH in name:
                         return self._weigh(name, state)
                     key = self._buffer[at + 5 : at + 8]
                     try:
@@ -199,6 +206,12 @@ class Engine:
                         rank, said = self._outcome(state, 0, key, whole=suffix is name)
                     if rank > best:
                         best, decision = rank, said
+                        if rank >= state.ceiling:
+                            while rest not in explicit:
+                                rest = rest.partition(b".")[2]
+                                if not rest:
+                                    return self._weigh(name, state) if self._has_more else decision
+                            return self._weigh(name, state)
             suffix = rest
             rest = rest.partition(b".")[2]
         if suffix in explicit or self._has_more:
@@ -454,6 +467,7 @@ class Engine:
         state.outcomes = self._shared.setdefault(state.masks, tuple(_Outcomes() for _ in self.images))
         if state.outcomes:
             state.whole, state.below = state.outcomes[0].whole, state.outcomes[0].below
+            state.ceiling = _ceiling(self.images[0], state.masks[0])
         return state
 
     def _holds(self, rule: Rule, opened: frozenset[str] | None) -> bool:
@@ -681,6 +695,12 @@ def _rank(kind: Kind, slot: int, masks: Masks) -> int:
     if not (is_blocked or is_allowed):
         return _NOTHING
     return _ALLOW if kind is Kind.ALLOW else _IMPORTANT_ALLOW if kind is Kind.IMPORTANT_ALLOW else _NOTHING
+
+
+def _ceiling(image: Image, masks: Masks) -> int:
+    if image.header.flags & Flag.IMPORTANT:
+        return _IMPORTANT_ALLOW
+    return _ALLOW if image.header.flags & Flag.ALLOWS or masks.allow else _BLOCK
 
 
 def _said(rank: int, image: Image, slot: int, block_reason: Reason | None) -> Decision:

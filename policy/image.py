@@ -37,12 +37,8 @@ from struct import Struct
 from typing import Final, NamedTuple, TypeAlias
 from zlib import crc32
 
+from policy.digest import blake2s
 from policy.errors import ImageError
-
-try:
-    from _blake2 import blake2s  # hashlib's own, without OpenSSL's library beside it: 4 MB of each hook
-except ImportError:  # an interpreter that is put together in another way
-    from hashlib import blake2s
 
 Buffer: TypeAlias = bytes | mmap
 
@@ -145,6 +141,10 @@ class Flag(IntFlag):
 
     TOPS = 1
     """Some record is a top-level domain, so the walk has to go all the way up."""
+    ALLOWS = 2
+    """Some entry allows: a blocked name's parents must be asked, too."""
+    IMPORTANT = 4
+    """Some entry is important: it may stand above one that allows."""
 
 
 def pack_header(header: Header) -> bytes:

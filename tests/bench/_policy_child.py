@@ -30,7 +30,7 @@ def names_of(path: str) -> list[bytes]:
 
 
 def samples(path: str) -> dict[str, list[bytes]]:
-    """Names to ask, by what should come of it. Every hundredth name or so: the caches see a working set, not one line."""
+    """Names to ask, by what should come of it: enough of them that the caches see a working set."""
     names = names_of(path)
     rnd = random.Random(1)
     picked = rnd.sample(names, min(4 * SAMPLE, len(names)))
@@ -55,7 +55,7 @@ def timed(look_up, names: list[bytes]) -> float:
         for name in names:
             look_up(name)
         middle = time.process_time()
-        for name in names:
+        for _ in names:
             pass
         best = min(best, 2 * middle - start - time.process_time())
     return best / len(names) * 1e6
@@ -212,7 +212,7 @@ def verdicts(names: str, image: str, count: str) -> dict:
     with open(names, "rb") as file:
         for line in islice(file, 200_000):
             name = line.rstrip(b"\n")
-            first, _, rest = name.partition(b".")
+            _, _, rest = name.partition(b".")
             if b"." in rest:
                 continue
             lookalikes += decide_(b"x\\." + name, 0, 1.8e9).verdict is block

@@ -3,7 +3,7 @@
     python -m tests.bench.policy            everything, some five minutes on two cores
     python -m tests.bench.policy quick      a tenth of the names, without the largest compilation
 
-Each contender runs in a process of its own (`_policy_child`); timed ones take turns, and the median of the rounds counts.
+Each contender runs in a process of its own (`_policy_child`); timed ones take turns, and the median of rounds counts.
 The names are those of `../shared/lists` where they are, filled up (or replaced) by made-up ones.
 """
 
@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LISTS = ROOT.parent / "shared" / "lists"
 ROUNDS = 5
 STUDY_SET_MISS_US = 1.3
-"""A dictionary with a parent walk, missing at three labels, on the machine where the targets were set. A look-up here is
-held to the same multiple of the same thing, for a shared machine has slow minutes."""
+"""A dictionary with a parent walk, missing at three labels, on the machine where the targets were set. A look-up here
+is held to the same multiple of the same thing, for a shared machine has slow minutes."""
 
 
 def main(words: list[str]) -> int:
@@ -238,8 +238,9 @@ class Unbound(Server):
         with config.open("w") as out:
             out.write(
                 f"server:\n interface: 127.0.0.1@{self.port}\n do-daemonize: no\n chroot: ''\n username: ''\n"
-                f" directory: '{self.directory}'\n pidfile: ''\n use-syslog: no\n logfile: '/dev/null'\n num-threads: 1\n"
-                " module-config: 'iterator'\n local-zone: 'invalid' always_nxdomain\n local-zone: 'test' always_nxdomain\n"
+                f" directory: '{self.directory}'\n pidfile: ''\n use-syslog: no\n logfile: '/dev/null'\n num-threads: 1\n"  # noqa: E501
+                " module-config: 'iterator'\n"
+                " local-zone: 'invalid' always_nxdomain\n local-zone: 'test' always_nxdomain\n"
             )
             if with_names:
                 out.writelines(f" local-zone: '{name}' always_nxdomain\n" for name in lines_of(self.names))
