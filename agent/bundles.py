@@ -191,7 +191,7 @@ def publish(
 
 def _manifest(config: BundleConfig, fetch: Fetch, key_dir: str, verify: Verify | None) -> Manifest:
     if verify is None:
-        from policy import signature  # type: ignore[attr-defined,unused-ignore]  # comes with the ring
+        from policy import signature
 
         verify = signature.verify
     keys = read_keys(config.keys, key_dir)

@@ -79,7 +79,7 @@ class Site(NamedTuple):
         return directory
 
     def take(self, directory: str, **changes):
-        terms = {"now_s": 9, "at_ms": 7, "verify": verify}
+        terms = {"now_s": 9, "at_ms": 7}
         return apply_bundle(
             CONFIG, directory_source(directory), str(self.state), str(self.keys), **{**terms, **changes}
         )
