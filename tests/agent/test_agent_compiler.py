@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from agent.compiler import compile_policy, main
+from agent.compiler import compile_policy, main, swap_in
 from agent.decider import open_engine, open_image, read_overrides, read_zone, write_overrides
 from agent.explain import explain_name
 from policy.errors import ConfigError
@@ -202,3 +204,44 @@ def test_zones() -> None:
     assert read_zone("CET-1CEST,M3.5.0,M10.5.0/3", notes).offset_at(1.8e9) == 3600
     assert read_zone("nonsense", notes) is UTC
     assert len(notes) == 1
+
+
+def test_ten_thousand_questions_a_second_while_the_image_is_replaced_twenty_times(tmp_path: Path) -> None:
+    """Odd versions block the odd names, even ones the even: an answer of both, or of neither, would be a mixture."""
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    images = []
+    for version in range(2):
+        (lists / "x.txt").write_text("".join(f"{n}.v{version}.example\n" for n in range(20_000)))
+        sections = parse("config list 'x'\n\toption file 'x.txt'\n")
+        compile_policy(sections, str(lists), str(tmp_path / f"v{version}"))
+        images.append((tmp_path / f"v{version}").read_bytes())
+    table = str(tmp_path / "policy.gp")
+    Path(table).write_bytes(images[0])
+    holder = [open_engine(sections, str(tmp_path), table=table)]
+    stop, wrong, asked = threading.Event(), [], [0]
+
+    def ask() -> None:
+        number = 0
+        while not stop.is_set():
+            engine = holder[0]
+            number = (number + 7) % 20_000
+            first = engine.decide(b"www.%d.v0.example" % number, 0, 1.8e9).verdict is Verdict.BLOCK
+            second = engine.decide(b"www.%d.v1.example" % number, 0, 1.8e9).verdict is Verdict.BLOCK
+            asked[0] += 2
+            if (first, second) != (engine.generation % 2 == 1, engine.generation % 2 == 0):
+                wrong.append((engine.generation, first, second))
+
+    thread = threading.Thread(target=ask)
+    begun = time.monotonic()
+    thread.start()
+    for version in range(1, 21):
+        time.sleep(0.05)
+        (tmp_path / "new").write_bytes(images[version % 2])
+        swap_in(str(tmp_path / "new"), table)
+        holder[0] = open_engine(sections, str(tmp_path), table=table, old=holder[0])
+    stop.set()
+    thread.join()
+    assert holder[0].generation == 21
+    assert not wrong
+    assert asked[0] / (time.monotonic() - begun) > 10_000
