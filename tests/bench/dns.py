@@ -1,0 +1,233 @@
+"""DNS: CPU per audited query, throughput, latency and memory, beside the servers that a venue would use instead.
+
+One seeded mix (Zipf over 50,000 names, 15 % blocked, A/AAAA/HTTPS, half of the clients with EDNS), a million names of
+policy, every query written down; everybody forwards to the same nsd. Rounds are interleaved, figures are medians.
+The server is pinned to the first core, the load to the second; CPU is the scheduler's own count, all threads.
+`--only ours,echo` for some; `--rounds`, `--seconds`.
+
+Ours is the worker of `gatehouse dns`, with all its duties, sending its records to a running `gatehouse agent`, which
+writes the ring; what the agent spends is a row of its own. At the end the ring must hold as many look-ups as were sent.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench import _dns_peers as peers
+from tests.bench.table import Row, median, write
+
+RATE = 5000
+MIX_LINES = 100_000
+
+
+class Load:
+    """dnsperf, twice at once: clients without and with EDNS."""
+
+    def __init__(self, directory: Path, mix: peers.Mix) -> None:
+        self.directory = directory
+        self.sent: dict[str, int] = {}
+        (directory / "mix").write_text("\n".join(mix.lines[:MIX_LINES]) + "\n")
+        names = sorted({line.split()[0] for line in mix.lines} | set(mix.hosts))[: peers.NAMES]
+        (directory / "names").write_text("\n".join(f"{name} A" for name in names) + "\n")
+
+    def run(
+        self, contender: peers.Contender, file: str, *words: str, edns: tuple[bool, ...] = (False, True)
+    ) -> list[str]:
+        command = ["taskset", "-c", "1", "dnsperf", "-s", "127.0.0.1", "-p", str(contender.port),
+                   "-d", str(self.directory / file), "-c", "8", "-q", "200", *words]  # fmt: skip
+        running = [
+            subprocess.Popen(command + ["-e"] * with_edns, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for with_edns in edns
+        ]
+        outputs = [process.communicate()[0] for process in running]
+        self.sent[contender.name] = self.sent.get(contender.name, 0) + sum(number(o, "Queries sent") for o in outputs)
+        return outputs
+
+
+def number(output: str, what: str) -> int:
+    found = re.search(rf"{what}:\s+([\d.]+)", output)
+    if found is None:
+        raise RuntimeError(f"dnsperf said no {what!r}: {output[-500:]}")
+    return int(float(found[1]))
+
+
+def saturate(load: Load, contender: peers.Contender, seconds: int, file: str = "mix") -> dict[str, float]:
+    """As fast as it goes."""
+    agent = contender.agent_cpu_s() if isinstance(contender, peers.Ours) else 0.0
+    cpu = contender.cpu_s()
+    outputs = load.run(contender, file, "-l", str(seconds))
+    done = sum(number(output, "Queries completed") for output in outputs)
+    lost = sum(number(output, "Queries lost") for output in outputs)
+    spent = contender.cpu_s() - cpu
+    if isinstance(contender, peers.Ours):
+        agent = contender.agent_cpu_s() - agent
+    qps = sum(float(re.search(r"per second:\s+([\d.]+)", output)[1]) for output in outputs)  # type: ignore[index]
+    return {"cpu": spent / max(1, done) * 1e6, "qps": qps, "lost": lost, "agent": agent / max(1, done) * 1e6}
+
+
+def latency(load: Load, contender: peers.Contender, seconds: int) -> float:
+    """Milliseconds that 99 of 100 queries stay below, at RATE a second."""
+    outputs = load.run(contender, "mix", "-l", str(seconds), "-Q", str(RATE // 2), "-v")
+    times = [
+        float(line.rsplit(None, 1)[1]) for output in outputs for line in output.splitlines() if line.startswith("> ")
+    ]
+    times.sort()
+    return times[int(len(times) * 0.99)] * 1000
+
+
+def misses(load: Load, seed: int) -> None:
+    """Names that nobody has asked for: every one goes to the upstream."""
+    dice = random.Random(seed)
+    lines = [f"m{dice.randrange(1 << 40):x}.miss.{peers.ZONE} A\n" for _ in range(120_000)]
+    (load.directory / "miss").write_text("".join(lines))
+
+
+def count_in_ring(ours: peers.Ours) -> int:
+    """Look-ups that the ring gives back, floods counted by what they stand for."""
+    command = [
+        sys.executable,
+        "-I",
+        str(peers.ROOT),
+        "query",
+        "--format",
+        "jsonl",
+        "--limit",
+        "0",
+        "--config",
+        str(ours.config),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        total = 0
+        for line in process.stdout:
+            row = json.loads(line)
+            total += row["kind"] == "dns" or row.get("events", 0) * (row["kind"] == "flood")
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="contenders, by the first word of their names")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=4)
+    words = parser.parse_args()
+    base = Path(tempfile.mkdtemp(prefix="gatehouse-bench-dns-"))
+    started: list[peers.Contender] = []
+    blocked = peers.policy_names()
+    mix = peers.Mix(blocked)
+    authority = peers.Authority(base, mix.hosts)
+    load = Load(base, mix)
+    try:
+        for make in (peers.Ours, *peers.PEERS):
+            name = make.name  # type: ignore[attr-defined]
+            if words.only and name.split()[0] not in words.only.split(","):
+                continue
+            contender = make(base, authority.port)
+            contender.setup(blocked)
+            contender.start()
+            started.append(contender)
+            print(f"{name}: up, {contender.rss_mb():.0f} MB", flush=True)
+        write("dns", measure(started, load, words.rounds, words.seconds))
+    finally:
+        for contender in started:
+            contender.stop()
+        authority.stop()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def measure(contenders: list[peers.Contender], load: Load, rounds: int, seconds: int) -> list[Row]:
+    for contender in contenders:  # warm: every name once, then the mix itself until it is all there
+        load.run(contender, "names", "-n", "1", edns=(False,))
+        load.run(contender, "mix", "-n", "1")
+    rss = {contender.name: contender.rss_mb() for contender in contenders}
+    busy: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in contenders}
+    p99: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    missed: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in contenders}
+    for turn in range(rounds):
+        for contender in contenders:
+            busy[contender.name].append(saturate(load, contender, seconds))
+            print(f"round {turn}: {contender.name}: {busy[contender.name][-1]}", flush=True)
+        for contender in contenders:
+            p99[contender.name].append(latency(load, contender, 3))
+        if all(contender.name == "echo" for contender in contenders):
+            continue
+        misses(load, turn)
+        for contender in contenders:
+            if contender.name != "echo":
+                missed[contender.name].append(saturate(load, contender, 2, "miss"))
+                print(f"round {turn}: {contender.name}: misses {missed[contender.name][-1]}", flush=True)
+    rows = table(busy, p99, missed, rss)
+    for contender in contenders:
+        if isinstance(contender, peers.Ours):
+            rows.append(complete(contender, load.sent[contender.name]))
+    return rows
+
+
+def table(
+    busy: dict[str, list[dict[str, float]]],
+    p99: dict[str, list[float]],
+    missed: dict[str, list[dict[str, float]]],
+    rss: dict[str, float],
+) -> list[Row]:
+    cpu = {name: median([each["cpu"] for each in found]) for name, found in busy.items()}
+    qps = {name: median([each["qps"] for each in found]) for name, found in busy.items()}
+    tail = {name: median(found) for name, found in p99.items()}
+    miss = {name: median([each["cpu"] for each in found]) for name, found in missed.items() if found}
+    agent = median([each["agent"] for each in busy["ours"]]) if "ours" in busy else 0.0
+    rows = [row("CPU per audited query", "us", cpu, [
+        ("dnsdist + log", lambda ours, peer: ours <= 0.9 * peer, "<= 0.9 x dnsdist"),
+        ("dnsmasq + log-queries", lambda ours, peer: ours <= peer / 5, "<= 1/5 x dnsmasq"),
+        ("echo", lambda ours, peer: ours <= 1.4 * peer, "<= 1.4 x echo"),
+    ])]  # fmt: skip
+    servers = {name: value for name, value in qps.items() if name != "echo"}
+    best = max((value for name, value in servers.items() if name != "ours"), default=0.0)
+    rows.append(row("saturated throughput", "queries/s", qps, [], f"> {best:.0f}, the best server's",
+                    qps.get("ours", 0.0) > best if best else None))  # fmt: skip
+    best = min((value for name, value in tail.items() if name not in ("ours", "echo")), default=0.0)
+    rows.append(row(f"p99 at {RATE} queries/s", "ms", tail, [], f"<= {best:.2f}, the best server's",
+                    tail.get("ours", 1e9) <= best if best else None))  # fmt: skip
+    rows.append(row("RSS, 50,000 names cached", "MB", rss, [], "<= 64", rss.get("ours", 1e9) <= 64))
+    if miss:
+        rows.append(row("CPU per query, all misses", "us", miss, [
+            ("unbound + log-queries", lambda ours, peer: ours <= peer, "<= unbound"),
+        ]))  # fmt: skip
+    rows.append(Row(metric="CPU of the agent per query (frames to ring)", unit="us", ours=agent))
+    return rows
+
+
+def row(metric, unit, values, targets, target="", met=None):  # type: ignore[no-untyped-def]
+    """A row; `targets` are (peer, holds, words) and count only where that peer took part."""
+    others = {name: value for name, value in values.items() if name != "ours"}
+    ours = values.get("ours", 0.0)
+    judged = [(words, holds(ours, others[peer])) for peer, holds, words in targets if peer in others]
+    if judged:
+        target = ", ".join(f"{words}{'' if holds else ' (no)'}" for words, holds in judged)
+        met = all(holds for _, holds in judged)
+    return Row(metric=metric, unit=unit, ours=ours, peers=others, target=target, met=met)
+
+
+def complete(ours: peers.Ours, sent: int) -> Row:
+    """Is every query on record? The ring is asked after the worker has said goodbye and the agent has flushed."""
+    ours.server.terminate()
+    ours.server.wait(20)
+    deadline = time.monotonic() + 60
+    before = -1
+    while (found := count_in_ring(ours)) < sent and found != before and time.monotonic() < deadline:
+        before = found
+        time.sleep(6)
+    return Row(metric="look-ups on record", unit="queries", ours=found, peers={"sent": sent}, target="= sent",
+               met=found == sent + 1 or found == sent)  # fmt: skip
+
+
+if __name__ == "__main__":
+    if os.cpu_count() == 1:
+        print("one core: server and load share it", file=sys.stderr)
+    main()
