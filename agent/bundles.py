@@ -9,7 +9,6 @@ Rule: what runs is replaced by a rename, after every hash holds; any failure lea
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from policy.bundle import (
     write_manifest,
 )
 from policy.delta import apply_delta, make_delta
+from policy.digest import sha256
 from policy.errors import BundleError, ConfigError, ImageError
 from policy.event import Maintenance
 from policy.rules import BundleConfig, load_policy
@@ -270,14 +270,16 @@ class _Staged:
     def _patch(self) -> None:
         with open(self._delta, "rb") as file:
             delta = file.read()
+        old = map_image(self._image_path)
+        old.release()  # its checksum has read all of it
         with open(self._image, "w+b") as out:
-            apply_delta(map_image(self._image_path), delta, out)
+            apply_delta(old, delta, out)
             os.fsync(out.fileno())
 
 
 def _fetched(part: BundlePart, fetch: Fetch, path: str) -> str:
     """Write a part of the bundle to a file; its size and hash are those that were signed, or it is not kept."""
-    digest, left = hashlib.sha256(), part.size
+    digest, left = sha256(), part.size
     with open(path, "wb") as out:
         for piece in fetch(part.file, part.size):
             left -= len(piece)
@@ -293,7 +295,7 @@ def _fetched(part: BundlePart, fetch: Fetch, path: str) -> str:
 
 
 def _publish_part(directory: str, file: str, pieces: Iterator[bytes]) -> BundlePart:
-    digest, size = hashlib.sha256(), 0
+    digest, size = sha256(), 0
     with open(os.path.join(directory, file), "wb") as out:
         for piece in pieces:
             digest.update(piece)
@@ -327,7 +329,7 @@ def _all(pieces: Iterator[bytes], limit: int, what: str) -> bytes:
 
 
 def _sha256_of(path: str) -> bytes:
-    digest = hashlib.sha256()
+    digest = sha256()
     with open(path, "rb", buffering=0) as file:
         while piece := file.read(CHUNK):
             digest.update(piece)

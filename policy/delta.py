@@ -28,6 +28,8 @@ MAGIC: Final = b"GHPD\x01\r\n\x1a"
 MAX_DELTA: Final = 64 << 20
 """Octets of a delta when unpacked: beyond, a full image is shorter."""
 _CHUNK: Final = 1 << 18
+_RELEASE: Final = 1 << 20
+"""Octets of the old image that are copied before their pages are given back."""
 
 
 def make_delta(old: Image, new: Image) -> bytes:
@@ -194,8 +196,16 @@ def _ends(old: bytes, new: bytes) -> bytes:
 
 
 def _spliced(old: Image, part: Part, edit: memoryview) -> Iterator[bytes]:
+    """Gives the old image's pages back as it goes: an update must not hold two images in memory."""
     start, length = old.extent(part)
-    return _pieces(old.buffer, start, length, edit)
+    written = 0
+    for piece in _pieces(old.buffer, start, length, edit):
+        yield piece
+        written += len(piece)
+        if written >= _RELEASE:
+            old.release()
+            written = 0
+    old.release()
 
 
 def _spliced_octets(data: bytes, edit: memoryview) -> Iterator[bytes]:

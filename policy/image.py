@@ -32,7 +32,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
-from mmap import mmap
+from mmap import MADV_DONTNEED, mmap
 from struct import Struct
 from typing import Final, NamedTuple, TypeAlias
 from zlib import crc32
@@ -308,6 +308,11 @@ class Image:
         base = self._at(Part.EFFECTS)
         packed = self.buffer[base + start : base + end]
         return [unpack_effect(int.from_bytes(packed[i : i + 2], "little")) for i in range(0, len(packed), 2)]
+
+    def release(self) -> None:
+        """Give the pages of a mapped file back to the kernel; they come again when they are read."""
+        if isinstance(self.buffer, mmap):
+            self.buffer.madvise(MADV_DONTNEED)
 
     def section(self, part: Part) -> bytes:
         """A copy of one section: for tools and deltas, not for look-ups."""

@@ -10,8 +10,9 @@ Rule: `verify` takes any octets and never raises; what is not canonical (RFC 803
 
 from __future__ import annotations
 
-from hashlib import sha512
 from typing import Final, TypeAlias
+
+from policy.digest import sha512
 
 PUBLIC_SIZE: Final = 32
 SECRET_SIZE: Final = 32

@@ -175,6 +175,7 @@ def delta_apply(old: str, delta: str, new: str) -> dict:
 
     data = Path(delta).read_bytes()
     image = map_image(old)
+    image.release()
     start = time.process_time()
     with open(new, "w+b") as out:
         apply_delta(image, data, out)
