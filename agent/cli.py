@@ -25,7 +25,11 @@ Row = Mapping[str, object]
 
 
 class AgentError(GatehouseError):
-    """The agent does not answer, or refused; its own words."""
+    """The agent refused; its own words."""
+
+
+class NotRunningError(AgentError):
+    """The agent does not answer."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -71,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     exception.add_argument("--block", action="store_true", help="open: close the name instead of opening it")
     exception.add_argument("--uses", type=int, default=1, help="code: how often it can be used (default 1)")
     exception.add_argument("--domain", default="", help="redeem: the domain, where the code leaves it open")
+    command("verify", run_verify, "follow the ring's hash chain: is every record what was written?")
     command("reload", run_reload, "read configuration and lists again")
     command("check", run_check, "read the configuration and say what is wrong with it")
     return parser
@@ -161,6 +166,17 @@ def _person() -> str:
     return os.environ.get("SUDO_USER") or os.environ.get("USER") or f"uid {os.getuid()}"
 
 
+def run_verify(options: argparse.Namespace, config: Config) -> int:
+    try:
+        (found,) = ask(config, {"do": "verify"})
+        print(f"{found['batches']} batches, all as they were written; the chain ends in {found['head']}")
+    except NotRunningError:
+        from storage.writer import verify
+
+        print(f"{verify(config.ring.directory)} batches, all as they were written")
+    return 0
+
+
 def run_reload(options: argparse.Namespace, config: Config) -> int:
     for row in ask(config, {"do": "reload"}):
         print(row.get("text", ""))
@@ -187,7 +203,9 @@ def ask(config: Config, request: Mapping[str, object]) -> Iterator[Row]:
         except PermissionError:
             raise AgentError(f"{path}: permission denied; run this as root") from None
         except OSError as error:
-            raise AgentError(f"{path}: the agent does not answer ({error.strerror}); is Gatehouse running?") from None
+            raise NotRunningError(
+                f"{path}: the agent does not answer ({error.strerror}); is Gatehouse running?"
+            ) from None
         link.sendall(json.dumps(request).encode() + b"\n")
         with link.makefile("rb") as lines:
             for line in lines:

@@ -2,7 +2,7 @@
 
 A request is `{"do": NAME, ...}`. An answer is any number of `{"row": ...}` lines and then one `{"end": ...}` or
 `{"error": "..."}`. Answers are generators: they are stepped while the client reads, so that a question over sixty days
-neither fills the memory nor holds up the intake. An empty mapping means: nothing yet, ask again soon.
+neither fills the memory nor holds up the intake. `BUSY` and `IDLE` are not sent: nothing to say yet, go on or wait.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TypeAlias
 
 from policy.errors import ConfigError, GatehouseError
+from policy.event import Event
 
 MAX_REQUEST: Final = 64 << 10
 """Octets of one request line; the longest real one is an override with a list of names."""
@@ -20,21 +21,28 @@ LOW_WATER: Final = 64 << 10
 MAX_STEPS: Final = 256
 """Rows made in one go, between two looks at the other sockets."""
 
+BUSY: Final[Mapping[str, object]] = {"busy": True}
+"""Nothing found yet: step again, after the other sockets had their turn."""
+IDLE: Final[Mapping[str, object]] = {"idle": True}
+"""Waits for something outside: step again in a moment."""
+
 Request: TypeAlias = Mapping[str, object]
 Answer: TypeAlias = Iterator[Mapping[str, object]]
+Wanted: TypeAlias = Callable[[Event], bool]
 Handler: TypeAlias = Callable[[Request], Answer]
 
 
 class Conversation:
     """One client of the control socket. `outgoing` is what waits to be written to it."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], follow: Callable[[Request], Wanted]) -> None:
         self._handlers = handlers
+        self._follow = follow
         self._incoming = bytearray()
         self._answer: Answer | None = None
         self.outgoing = bytearray()
         self.is_done = False
-        self.follows: Request | None = None
+        self.follows: Wanted | None = None
         """Set by `tail`: new records that match it are pushed as they come."""
         self.is_idle = False
         """The last step had nothing to say yet: it waits for something outside."""
@@ -67,7 +75,9 @@ class Conversation:
                 return
             try:
                 line = next(self._answer)
-                if not line:
+                if line is BUSY:
+                    return
+                if line is IDLE:
                     self.is_idle = True
                     return
                 self._say(line)
@@ -95,7 +105,7 @@ class Conversation:
         if not isinstance(request, dict):
             raise ConfigError("request: expected a JSON object")
         if request.get("do") == "tail":
-            self.follows = request
+            self.follows = self._follow(request)
             return
         handler = self._handlers.get(str(request.get("do")))
         if handler is None:

@@ -28,16 +28,6 @@ class Ring(Protocol):
 
     def add(self, events: Sequence[Event], source: bytes = b"", seq: int = 0) -> None: ...
 
-    def add_folded(
-        self,
-        templates: Sequence[Dns],
-        index: Sequence[int],
-        at_ms: Sequence[int],
-        clients: Sequence[bytes],
-        source: bytes = b"",
-        seq: int = 0,
-    ) -> None: ...
-
     def marks(self) -> Mapping[bytes, int]: ...
 
 

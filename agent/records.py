@@ -2,59 +2,131 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from agent.clock import SystemClock
-from agent.control import Answer, Request
+from agent.control import BUSY, Answer, Request
 from policy.config import RingConfig
 from policy.errors import ConfigError
-from policy.event import Event
+from policy.event import TAG_OF, Event
+from policy.verdict import Verdict
+from storage.clock import Quality
+from storage.filter import Filter
 from storage.rows import row
-from storage.writer import Ring
+from storage.writer import Found, Note, Ring
+
+_KINDS: Final = {kind.__name__.lower(): kind for kind in TAG_OF}
 
 
 class Records:
     """One open ring."""
 
-    def __init__(self, config: RingConfig, clock: SystemClock, key: bytes) -> None:
+    def __init__(self, config: RingConfig, clock: SystemClock) -> None:
         self._clock = clock
-        self.ring = Ring(config.directory, clock)
-
-    def query(self, request: Request) -> Answer:
-        since_s = _number(request, "since_s", 0.0)
-        until_s = _number(request, "until_s", time.time() + 60)
-        for found in self.ring.rows(
-            since_s, until_s, lambda r: self.matches(request, r), int(_number(request, "limit", 0))
-        ):
-            yield {"row": found}
-
-    def describe(self, event: Event) -> Mapping[str, object] | None:
-        now = self._clock.read()
-        return row(event, "", now.wall_ms, "synced" if now.synced else "unsynced", lambda ms: now.wall_ms)
-
-    def matches(self, request: Request, found: Mapping[str, object]) -> bool:
-        """Does a row answer the filters of a request?"""
-        domain = str(request.get("domain", "")).lower().rstrip(".")
-        name = str(found.get("name", ""))
-        if domain and name != domain and not name.endswith("." + domain):
-            return False
-        return all(
-            found.get(key) == request[key] for key in ("client", "mac", "session", "verdict", "kind") if key in request
+        self.ring = Ring(
+            config.directory,
+            clock,
+            budget_bytes=config.budget_bytes,
+            promised_days=config.promised_days,
+            maximum_days=config.maximum_days,
         )
 
-    def tick(self) -> None:
-        self.ring.tick(self._clock.read())
+    def query(self, request: Request) -> Answer:
+        """Rows that match a request, oldest first."""
+        wanted, limit, given = filter_of(request), _whole(request, "limit", 0), 0
+        for found in self.ring.query(wanted):
+            if found is None:
+                yield BUSY
+                continue
+            yield {"row": as_row(found)}
+            given += 1
+            if limit and given >= limit:
+                return
+
+    def describe(self, event: Event) -> Mapping[str, object]:
+        """A record that has just come in, as a row. It has no id yet: it gets one when it is committed."""
+        now = self._clock.read()
+        offset_ms = now.wall_ms - now.boottime_ms
+        clock = "synced" if now.synced else "unsynced"
+        return row(event, "", event.at_ms + offset_ms, clock, lambda at_ms: at_ms + offset_ms)
+
+    def tick(self) -> Sequence[Note]:
+        """The ring's own housekeeping."""
+        return self.ring.tick(self._clock.read())
 
     def status(self) -> Mapping[str, object]:
+        """For `gatehouse status`."""
         return self.ring.status()
 
     def close(self) -> None:
+        """The last commit."""
         self.ring.close()
 
 
-def _number(request: Request, name: str, default: float) -> float:
+def as_row(found: Found) -> dict[str, object]:
+    """A found record as a person or a program reads it."""
+    quality = Quality(found.quality).name.lower()
+    identity = f"{found.segment}:{found.seq}"
+    return row(found.event, identity, found.wall_ms, quality, lambda at_ms: at_ms + found.offset_ms)
+
+
+def filter_of(request: Request) -> Filter:
+    """What a request asks for. Raises: ConfigError, naming the word that makes no sense."""
+    kind, verdict = _text(request, "kind"), _text(request, "verdict")
+    if kind and kind not in _KINDS:
+        raise ConfigError(f"--kind: expected one of {', '.join(_KINDS)}, got {kind!r}")
+    if verdict and verdict.upper() not in Verdict.__members__:
+        raise ConfigError(f"--verdict: expected one of {', '.join(Verdict.__members__).lower()}, got {verdict!r}")
+    return Filter(
+        since_ms=_whole(request, "since_s", 0) * 1000,
+        until_ms=_whole(request, "until_s", int(time.time()) + 86400) * 1000,
+        kind=_KINDS[kind] if kind else None,
+        domain=_domain(_text(request, "domain")),
+        client=_address(_text(request, "client")),
+        mac=_mac(_text(request, "mac")),
+        session=_text(request, "session"),
+        verdict=int(Verdict[verdict.upper()]) if verdict else None,
+    )
+
+
+def _domain(text: str) -> str:
+    """As records have it: lower case, A-labels, no dot at the end."""
+    try:
+        ascii_text = text if text.isascii() else text.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ConfigError(f"--domain: expected a domain name, got {text!r}") from None
+    return ascii_text.lower().rstrip(".")
+
+
+def _address(text: str) -> bytes:
+    try:
+        return ipaddress.ip_address(text).packed if text else b""
+    except ValueError:
+        raise ConfigError(f"--client: expected an IP address, got {text!r}") from None
+
+
+def _mac(text: str) -> bytes:
+    try:
+        octets = bytes.fromhex(text.replace(":", "").replace("-", ""))
+    except ValueError:
+        octets = b"?"
+    if text and len(octets) != 6:
+        raise ConfigError(f"--mac: expected a hardware address such as 02:00:00:00:00:01, got {text!r}")
+    return octets
+
+
+def _text(request: Request, name: str) -> str:
+    value = request.get(name, "")
+    if not isinstance(value, str):
+        raise ConfigError(f"request: {name}: expected text, got {value!r}")
+    return value
+
+
+def _whole(request: Request, name: str, default: int) -> int:
     value = request.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"request: {name}: expected a number, got {value!r}")
-    return float(value)
+    return int(value)

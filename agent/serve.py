@@ -12,17 +12,16 @@ from agent import launch, neighbours, policy_source
 from agent.__main__ import read_config
 from agent.addresses import Addresses
 from agent.clock import SystemClock
-from agent.control import Answer, Request
+from agent.control import BUSY, IDLE, Answer, Request
 from agent.exceptions import Exceptions
 from agent.firewall import Guard
 from agent.hooks import event_path
 from agent.intake import Intake
-from agent.keys import device_key
-from agent.records import Records
+from agent.records import Records, filter_of
 from agent.server import Server, Timer
 from agent.version import VERSION
 from policy.config import Config
-from policy.errors import GatehouseError
+from policy.errors import GatehouseError, StorageError
 from policy.event import Gap, Maintenance
 from policy.frame import Client, Reload
 
@@ -42,10 +41,11 @@ class Agent:
             os.makedirs(directory, mode=0o700, exist_ok=True)
         self.started_ms = self.clock.boottime_ms()
         self.addresses = Addresses(read_neighbours)
-        self.records = Records(config.ring, self.clock, device_key(config.main.state_dir))
+        self.records = Records(config.ring, self.clock)
         self.intake = Intake(self.records.ring, self.addresses.identify, self.addresses.learn)
         self.guard = Guard(config)
         self.policy = policy_source.Keeper(config, path)
+        self.storage_trouble = ""
         self._briefed: set[tuple[str, int]] = set()
         self.life = Life(config.main.run_dir, config.main.state_dir)
         exceptions = Exceptions(config.main.state_dir, self.clock.boottime_ms, self.tell)
@@ -60,9 +60,10 @@ class Agent:
                 "query": self.records.query,
                 "reload": self.reload_and_tell,
                 "override": exceptions.handle,
+                "verify": self.verify,
             },
             describe=self.records.describe,
-            matches=self.records.matches,
+            follow=lambda request: filter_of(request).matches,
             flush_s=config.ring.flush_s,
             flush_events=config.ring.flush_events,
             reload=self.reload,
@@ -95,7 +96,13 @@ class Agent:
     def every_second(self) -> None:
         now_ms = self.clock.boottime_ms()
         self.life.alive(now_ms)
-        self.records.tick()
+        try:
+            for note in self.records.tick():
+                self.note(note.action, note.object, note.result)
+        except StorageError as error:
+            self.storage_trouble = str(error)
+        else:
+            self.storage_trouble = ""
         self.take_policy()
         self.brief_hooks(now_ms)
         alive = {worker.name for worker in self.intake.workers(now_ms) if worker.silent_ms < 1_500}
@@ -142,9 +149,17 @@ class Agent:
         self.note("config", "configuration", "read again", actor="operator")
         self.policy.compile_soon()
         while self.policy.is_busy:
-            yield {}
+            yield IDLE
             self.take_policy()
         yield {"row": {"text": self.policy.report}}
+
+    def verify(self, request: Request) -> Answer:
+        """Follow the ring's hash chain from end to end."""
+        batches = 0
+        for _ in self.records.ring.verify():
+            batches += 1
+            yield BUSY
+        yield {"row": {"batches": batches, "head": self.records.ring.head.hex()}}
 
     def status(self, request: Request) -> Iterator[Mapping[str, object]]:
         """How everything is, in one row."""
@@ -154,8 +169,7 @@ class Agent:
         troubles = [f"{name} is not there" for name in sorted(wanted - workers.keys())]
         troubles += self.guard.troubles()
         troubles += self.policy.troubles()
-        if self.server.storage_error:
-            troubles.append(self.server.storage_error)
+        troubles += filter(None, {self.server.storage_error, self.storage_trouble})
         yield {
             "row": {
                 "state": "protecting" if not troubles else "degraded",

@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from agent.clock import Now
-from agent.control import Conversation, Handler
+from agent.control import Conversation, Handler, Request, Wanted
 from agent.intake import Intake
 from policy.errors import ConfigError, FrameError, StorageError
 from policy.event import Event
@@ -26,6 +25,8 @@ from policy.frame import MAX_FRAME, Ack, Command, Reload, Stop, down_frame
 MAX_READS: Final = 32
 """Frames taken from one hook before the others are looked at."""
 MAX_CONVERSATIONS: Final = 32
+MAX_WAITING: Final = 1 << 20
+"""Octets that may wait for a follower."""
 IDLE_S: Final = 0.05
 """Between two looks at an answer that waits for something outside, such as a compiler's child."""
 SOCKET_BYTES: Final = 1 << 20
@@ -37,8 +38,6 @@ class Ring(Protocol):
     """What the loop itself asks of the ring."""
 
     def commit(self) -> None: ...
-
-    def tick(self, now: Now) -> None: ...
 
 
 class Timer(NamedTuple):
@@ -60,8 +59,8 @@ class Server:
         intake: Intake,
         clock_ms: Callable[[], int],
         handlers: Mapping[str, Handler],
-        describe: Callable[[Event], Mapping[str, object] | None],
-        matches: Callable[[Mapping[str, object], Mapping[str, object]], bool],
+        describe: Callable[[Event], Mapping[str, object]],
+        follow: Callable[[Request], Wanted],
         flush_s: float,
         flush_events: int,
         reload: Callable[[], None],
@@ -72,7 +71,7 @@ class Server:
         self._clock_ms = clock_ms
         self._handlers = handlers
         self._describe = describe
-        self._matches = matches
+        self._follow = follow
         self._flush_s = flush_s
         self._flush_events = flush_events
         self._reload = reload
@@ -122,13 +121,10 @@ class Server:
         if not followers:
             return
         for event in events:
-            row = self._describe(event)
-            if row is None:
-                continue
             for talk in followers:
                 # A follower that does not read loses rows, not we our memory.
-                if talk.follows is not None and len(talk.outgoing) < 1 << 20 and self._matches(talk.follows, row):
-                    talk.push(row)
+                if len(talk.outgoing) < MAX_WAITING and talk.follows is not None and talk.follows(event):
+                    talk.push(self._describe(event))
 
     def _turn(self, longest_s: float = 1.0) -> None:
         now = time.monotonic()
@@ -240,7 +236,7 @@ class Server:
             client.close()
             return
         client.setblocking(False)
-        self._conversations[client.fileno()] = (client, Conversation(self._handlers))
+        self._conversations[client.fileno()] = (client, Conversation(self._handlers, self._follow))
         self._selector.register(client, selectors.EVENT_READ, self._read_conversation)
 
     def _read_conversation(self, client: socket.socket) -> None:

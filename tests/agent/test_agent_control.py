@@ -1,18 +1,23 @@
 """The control socket's protocol: a request, rows as fast as they are read, one end."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.control import LOW_WATER, MAX_REQUEST, Conversation, Request
 from policy.errors import StorageError
+from policy.event import Event
 
 
 def count(request: Request) -> Iterator[Mapping[str, object]]:
     for number in range(int(str(request["to"]))):
         yield {"row": number}
+
+
+def follow(request: Request) -> Callable[[Event], bool]:
+    return lambda event: True
 
 
 def fail(request: Request) -> Iterator[Mapping[str, object]]:
@@ -21,7 +26,7 @@ def fail(request: Request) -> Iterator[Mapping[str, object]]:
 
 
 def answer(*lines: bytes) -> list[dict[str, object]]:
-    talk = Conversation({"count": count, "fail": fail})
+    talk = Conversation({"count": count, "fail": fail}, follow)
     for line in lines:
         talk.receive(line)
     heard = b""
@@ -41,7 +46,7 @@ def test_an_error_in_mid_answer_is_its_last_line() -> None:
 
 
 def test_a_slow_reader_holds_the_answer_not_the_memory() -> None:
-    talk = Conversation({"count": count})
+    talk = Conversation({"count": count}, follow)
     talk.receive(b'{"do":"count","to":1000000}\n')
     for _ in range(1000):
         talk.step()
@@ -50,7 +55,7 @@ def test_a_slow_reader_holds_the_answer_not_the_memory() -> None:
 
 
 def test_a_request_without_end_is_refused() -> None:
-    talk = Conversation({})
+    talk = Conversation({}, follow)
     talk.receive(b"x" * (MAX_REQUEST + 1))
     assert talk.is_done
     assert b"without a line end" in talk.outgoing

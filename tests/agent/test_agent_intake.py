@@ -37,9 +37,6 @@ class FakeRing:
         if source:
             self.kept[source] = seq
 
-    def add_folded(self, *_: object) -> None:
-        raise AssertionError("intake completes records itself")
-
     def marks(self) -> dict[bytes, int]:
         return self.kept
 

@@ -4,6 +4,7 @@ Leaves the lab up; `--once` checks that each expected record is there, takes eve
 """
 
 import argparse
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -96,6 +97,7 @@ def main() -> int:
     directory = ROOT / "build" / ("lab-once" if once else "lab")
     if (directory / "lab.pid").exists():
         Lab(directory).stop()
+    shutil.rmtree(directory, ignore_errors=True)  # a new venue each time: no record of yesterday's answers for today's
     print("lab: namespaces pupil1, pupil2, teacher - router - internet; Gatehouse starts on the router")
     lab = Lab.start(directory)
     try:

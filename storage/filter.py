@@ -1,0 +1,48 @@
+"""What is asked of the ring: a filter over records. Pure."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from policy.event import Dns, Event, Flood, Flow, Nat, Session
+
+_NAMED: Final = (Dns, Flow)
+_OF_A_CLIENT: Final = (Dns, Flow, Flood, Nat)
+
+
+class Filter(NamedTuple):
+    """All that is given must hold. None, or empty: does not matter."""
+
+    since_ms: int = 0
+    """Wall milliseconds, included."""
+    until_ms: int = 1 << 62
+    """Wall milliseconds, not included."""
+    kind: type[Event] | None = None
+    domain: str = ""
+    """This name and everything below it."""
+    client: bytes = b""
+    mac: bytes = b""
+    session: str = ""
+    verdict: int | None = None
+
+    def matches(self, event: Event) -> bool:
+        """Does the record match, its time left aside?"""
+        if self.kind is not None and type(event) is not self.kind:
+            return False
+        if self.domain or self.verdict is not None:
+            if not isinstance(event, _NAMED):
+                return False
+            if self.verdict is not None and event.verdict != self.verdict:
+                return False
+            if self.domain and event.name != self.domain and not event.name.endswith("." + self.domain):
+                return False
+        if self.client and not self._is_of_client(event):
+            return False
+        if self.mac and getattr(event, "mac", b"") != self.mac:
+            return False
+        return not self.session or getattr(event, "session", "") == self.session
+
+    def _is_of_client(self, event: Event) -> bool:
+        if isinstance(event, Session):
+            return self.client in event.addresses
+        return isinstance(event, _OF_A_CLIENT) and event.client == self.client

@@ -1,0 +1,192 @@
+"""One segment file: batches appended, each in one transaction with the marks of who sent them. The shell around SQLite.
+
+WAL, synchronous=FULL: a commit that returned is on flash. EXCLUSIVE locking keeps the WAL's index off the flash (it
+would be 40 % of what is written) and means that only this process can read the segment while it is open.
+Sources: sqlite.org/wal.html, sqlite.org/pragma.html.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
+
+from policy.errors import CorruptError, StorageError
+from storage import chain
+from storage.clock import Sample
+
+FORMAT: Final = 1
+PREFIX: Final = "seg-"
+SUFFIX: Final = ".db"
+_META: Final = "CREATE TABLE meta(k TEXT PRIMARY KEY, v) WITHOUT ROWID"
+_BATCHES: Final = """
+CREATE TABLE batch(seq INTEGER PRIMARY KEY, n INT NOT NULL, boot TEXT NOT NULL, mono INT NOT NULL, wall INT NOT NULL,
+    synced INT NOT NULL, t0 INT NOT NULL, t1 INT NOT NULL, chain BLOB NOT NULL, data BLOB NOT NULL)
+"""
+_MARKS: Final = "CREATE TABLE mark(source BLOB PRIMARY KEY, seq INT NOT NULL) WITHOUT ROWID"
+_INSERT: Final = "INSERT INTO batch VALUES(?,?,?,?,?,?,?,?,?,?)"
+_MARK: Final = "INSERT OR REPLACE INTO mark VALUES(?,?)"
+
+
+class Batch(NamedTuple):
+    """One committed batch. `t0` and `t1`: the earliest and the latest time since boot in it."""
+
+    seq: int
+    records: int
+    sample: Sample
+    t0: int
+    t1: int
+    link: bytes
+    data: bytes
+
+
+def path_of(directory: str, number: int) -> str:
+    """Where segment `number` lies."""
+    return os.path.join(directory, f"{PREFIX}{number:06}{SUFFIX}")
+
+
+def numbers_in(directory: str) -> list[int]:
+    """All segments of a ring, ascending. Raises: StorageError."""
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        raise StorageError(f"{directory}: {error.strerror}") from None
+    found = [name.removeprefix(PREFIX).removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
+    return sorted(int(number) for number in found if number.isdecimal())
+
+
+class Beginning(NamedTuple):
+    """What a segment takes over from the one before it."""
+
+    first_seq: int = 1
+    before: bytes = chain.START
+    marks: Mapping[bytes, int] = {}
+
+
+class UnbegunError(StorageError):
+    """The power went before the segment's first transaction: nothing is in it, and the one before it is the last."""
+
+
+class Segment:
+    """One open segment file."""
+
+    def __init__(self, path: str, number: int, *, is_open: bool, beginning: Beginning | None = None) -> None:
+        """`is_open`: the one that is written; `beginning`: make it. Raises: StorageError, Corrupt-, UnbegunError."""
+        self.number = number
+        self.path = path
+        try:
+            if is_open:
+                self._db = sqlite3.connect(path, isolation_level=None)
+                os.chmod(path, 0o600)
+                # Page size first: it cannot be changed afterwards.
+                for pragma in ("page_size=1024", "locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+                    self._db.execute(f"PRAGMA {pragma}")
+                self._db.execute("PRAGMA wal_autocheckpoint=800")
+                if beginning is not None:
+                    self._begin(beginning)
+            else:
+                self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+            (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if not tables:
+                self._db.close()
+                raise UnbegunError(f"{path}: empty")
+            meta = dict(self._db.execute("SELECT k, v FROM meta"))
+            self.first_seq, self.before = int(meta["first_seq"]), bytes(meta["before"])
+            if meta["format"] != FORMAT:
+                raise StorageError(f"{path}: format {meta['format']}, expected {FORMAT}; it is of another release")
+            last = self._db.execute("SELECT seq + n, chain FROM batch ORDER BY seq DESC LIMIT 1").fetchone()
+            self.next_seq, self.head = (int(last[0]), bytes(last[1])) if last else (self.first_seq, self.before)
+        except sqlite3.DatabaseError as error:
+            raise _translated(path, error) from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptError(f"{path}: no segment: {error}") from None
+
+    def _begin(self, beginning: Beginning) -> None:
+        """All in one transaction: a segment that exists has its place in the chain and knows what was sent already."""
+        self._db.execute("BEGIN IMMEDIATE")
+        for statement in (_META, _BATCHES, _MARKS):
+            self._db.execute(statement)
+        meta = (("format", FORMAT), ("first_seq", beginning.first_seq), ("before", beginning.before))
+        self._db.executemany("INSERT INTO meta VALUES(?,?)", meta)
+        self._db.executemany(_MARK, beginning.marks.items())
+        self._db.execute("COMMIT")
+
+    def append(self, count: int, sample: Sample, t0: int, t1: int, data: bytes, marks: Mapping[bytes, int]) -> None:
+        """Commit one batch and its marks; on flash when this returns. Raises: StorageError, and nothing has changed."""
+        linked = chain.link(self.head, self.number, self.next_seq, count, sample, data)
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            if count:
+                row = (self.next_seq, count, sample.boot, sample.boottime_ms, sample.wall_ms, sample.synced, t0, t1)
+                self._db.execute(_INSERT, (*row, linked, data))
+            self._db.executemany(_MARK, marks.items())
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                try:
+                    self._db.execute("ROLLBACK")
+                except sqlite3.Error:  # the disk is gone; the next BEGIN will say so
+                    pass
+            raise _translated(self.path, error) from None
+        if count:
+            self.next_seq += count
+            self.head = linked
+
+    def marks(self) -> dict[bytes, int]:
+        """Source -> sequence number of the last frame of it that is kept here."""
+        try:
+            return dict(self._db.execute("SELECT source, seq FROM mark"))
+        except sqlite3.DatabaseError as error:
+            raise _translated(self.path, error) from None
+
+    def forget_marks(self, sources: list[bytes]) -> None:
+        """Sources that will never send again."""
+        try:
+            self._db.executemany("DELETE FROM mark WHERE source = ?", [(source,) for source in sources])
+        except sqlite3.Error as error:
+            raise _translated(self.path, error) from None
+
+    def samples(self) -> Iterator[Sample]:
+        """The clock reading of each batch, in order."""
+        try:
+            for boot, mono, wall, synced in self._db.execute("SELECT boot, mono, wall, synced FROM batch ORDER BY seq"):
+                yield Sample(boot, mono, wall, bool(synced))
+        except sqlite3.DatabaseError as error:
+            raise _translated(self.path, error) from None
+
+    def batches(self) -> Iterator[Batch]:
+        """All batches, in order. One at a time by key: the segment may be appended to between two of them."""
+        seq = -1
+        while True:
+            try:
+                row = self._db.execute("SELECT * FROM batch WHERE seq > ? ORDER BY seq LIMIT 1", (seq,)).fetchone()
+            except sqlite3.DatabaseError as error:
+                raise _translated(self.path, error) from None
+            if row is None:
+                return
+            seq, count, boot, mono, wall, synced, t0, t1, linked, data = row
+            try:
+                yield Batch(
+                    int(seq), int(count), Sample(boot, mono, wall, bool(synced)), t0, t1, bytes(linked), bytes(data)
+                )
+            except (TypeError, ValueError):
+                raise CorruptError(f"{self.path}: batch {seq}: a column is not what it was written as") from None
+
+    def close(self, *, is_final: bool = False) -> None:
+        """`is_final`: nothing will be appended any more; the file becomes one plain, immutable file."""
+        try:
+            if is_final:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._db.execute("PRAGMA journal_mode=DELETE")
+            self._db.close()
+        except sqlite3.Error as error:
+            raise _translated(self.path, error) from None
+
+
+def _translated(path: str, error: sqlite3.Error) -> StorageError:
+    """SQLite's error as ours: damage is CorruptError, the rest (full, read-only, I/O) StorageError."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB") or "no such table" in str(error) or "no such column" in str(error):
+        return CorruptError(f"{path}: {error}")
+    return StorageError(f"{path}: {error}")
