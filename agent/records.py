@@ -36,7 +36,7 @@ class Records:
 
     def query(self, request: Request) -> Answer:
         """Rows that match a request, oldest first."""
-        wanted, limit, given = filter_of(request), _whole(request, "limit", 0), 0
+        wanted, limit, given = filter_of(request), int(_number(request, "limit", 0)), 0
         for found in self.ring.query(wanted):
             if found is None:
                 yield BUSY
@@ -81,8 +81,8 @@ def filter_of(request: Request) -> Filter:
     if verdict and verdict.upper() not in Verdict.__members__:
         raise ConfigError(f"--verdict: expected one of {', '.join(Verdict.__members__).lower()}, got {verdict!r}")
     return Filter(
-        since_ms=_whole(request, "since_s", 0) * 1000,
-        until_ms=_whole(request, "until_s", int(time.time()) + 86400) * 1000,
+        since_ms=int(_number(request, "since_s", 0) * 1000),
+        until_ms=int(_number(request, "until_s", time.time() + 86400) * 1000),
         kind=_KINDS[kind] if kind else None,
         domain=_domain(_text(request, "domain")),
         client=_address(_text(request, "client")),
@@ -125,8 +125,8 @@ def _text(request: Request, name: str) -> str:
     return value
 
 
-def _whole(request: Request, name: str, default: int) -> int:
+def _number(request: Request, name: str, default: float) -> float:
     value = request.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"request: {name}: expected a number, got {value!r}")
-    return int(value)
+    return float(value)
