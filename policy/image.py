@@ -365,7 +365,8 @@ class Image:
 
 def pack_effect(slot: int, kind: int, scope: int) -> int:
     """An effect as the u16 of the file."""
-    return slot << 5 | kind << 2 | scope
+    # int(): a flag ored to a number gives a new flag, which enum remembers for ever; 15 MB for a tree of lists
+    return slot << 5 | int(kind) << 2 | int(scope)
 
 
 def unpack_effect(value: int) -> Effect:
