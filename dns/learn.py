@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from dns.cache import Entry
-from dns.wire import AD, Header, Rcode, Record, Type, read_records, skip_name
+from dns.wire import AD, Header, Rcode, Record, Type, skip_name
 from policy.errors import WireError
 
 NEGATIVE_MAX_S: Final = 3600
@@ -28,20 +28,21 @@ def learn(
     name: bytes,
     end: int,
     header: Header,
+    records: list[Record],
+    behind: int,
     now_s: int,
     *,
     is_signed: bool = False,
     min_ttl_s: int = 0,
     max_ttl_s: int = 86400,
 ) -> Entry:
-    """The entry for a reply whose question, which ends at `end`, has been checked.
+    """The entry for a reply whose question, which ends at `end`, has been checked; `read_records` gave its records.
 
     Kept is what the client needs: answers, with `is_signed` (it asked for DNSSEC) also the proofs in the authority
     section, and that section where there are no answers. What is additional nobody needs, and a filter would have to
     look after it; the upstream's own OPT record goes with it (RFC 6891 6.1.1: never cached).
     Raises: WireError if the reply is malformed.
     """
-    records, behind = read_records(data, end, header)
     rcode = full_rcode(header, records)
     ttl = _lifetime(data, end - 4, records, rcode)
     if rcode == Rcode.NOERROR and header.answers:
@@ -60,9 +61,12 @@ def _lifetime(data: bytes, type_at: int, records: list[Record], rcode: int) -> i
         return FAILURE_S
     asked = int.from_bytes(data[type_at : type_at + 2], "big")
     # RFC 2181 8: a TTL with its top bit set is zero.
-    ttls = [record.ttl if record.ttl < 1 << 31 else 0 for record in records if record.section < 2]
-    shortest = min(ttls, default=0)
-    if rcode == Rcode.NOERROR and any(r.section == 0 and (r.rtype == asked or asked == Type.ANY) for r in records):
+    shortest, is_answered = 1 << 31, False
+    for record in records:
+        if record.section < 2:
+            shortest = min(shortest, record.ttl if record.ttl < 1 << 31 else 0)
+            is_answered = is_answered or (record.section == 0 and record.rtype == asked)
+    if is_answered and rcode == Rcode.NOERROR:
         return shortest
     for record in records:
         if record.section == 1 and record.rtype == Type.SOA:
@@ -84,6 +88,8 @@ def _plain_case(data: bytes, body: bytes, start: int, records: list[Record], nam
     """
     plain: bytearray | None = None
     for record in records:
+        if data[record.at] >= 0xC0:
+            continue
         owner = data[record.at : record.at + len(name)]
         if owner != name and owner.lower() == name:
             plain = plain or bytearray(body)

@@ -119,7 +119,7 @@ class Pending(Generic[W]):
     ) -> Ask:
         """Give the flight a new id (and letter case, and socket) and the message to send."""
         self._by_id.pop((flight.server, flight.id), None)
-        dice = self._random(3 + (len(flight.name) + 7) // 8)
+        dice = self._random(3 + len(flight.name))
         number = dice[0] << 8 | dice[1]
         while (server, number) in self._by_id:
             number = int.from_bytes(self._random(2), "big")
@@ -167,10 +167,10 @@ class Pending(Generic[W]):
 
 def mixed_case(name: bytes, dice: bytes) -> bytes:
     """draft-vixie-dnsext-dns0x20: random letter case, which an honest answer echoes and a forger must guess."""
-    bits = int.from_bytes(dice, "big")
-    mixed = bytearray(name)
-    for at, octet in enumerate(name):
-        # Length octets are below 64, so never taken for a letter.
-        if 97 <= octet <= 122 and bits >> at & 1:
-            mixed[at] = octet - 32
-    return bytes(mixed)
+    # 0x20 is the bit in which a letter's two cases differ. Length octets are below 64, so never taken for a letter.
+    letters = int.from_bytes(name.translate(_LETTER_BIT), "big")
+    mixed = int.from_bytes(name, "big") ^ (letters & int.from_bytes(dice, "big"))
+    return mixed.to_bytes(len(name), "big")
+
+
+_LETTER_BIT: Final = bytes(0x20 if 97 <= octet <= 122 else 0 for octet in range(256))

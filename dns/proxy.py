@@ -17,7 +17,6 @@ from dns.cache import Cache, Entry, key_of
 from dns.learn import full_rcode, learn
 from dns.limit import Limiter
 from dns.pending import MAX_WAITERS, STREAM, Ask, Flight, Pending
-from dns.rewrite import Alias, reassemble
 from dns.screen import Sight
 from dns.special import Fate, SpecialNames
 from dns.upstream import STREAM_TIMEOUT_S, Server, Where, choose
@@ -46,7 +45,7 @@ from policy.config import DnsConfig
 from policy.errors import WireError
 from policy.event import MAX_ANSWERS, Dns, Event
 from policy.frame import Client
-from policy.verdict import FOREVER, Decider, Decision, Reason, Verdict
+from policy.verdict import ALLOWED, FOREVER, Decider, Decision, Reason, Verdict
 
 MAX_TRIES: Final = 6
 GIVE_UP_S: Final = 5.0
@@ -58,13 +57,18 @@ STALE_TTL_S: Final = 30
 MAX_STRANGERS: Final = 8
 """Replies with our id but another question: somebody is guessing, so ask again where guessing does not help."""
 MAX_CLIENTS: Final = 4096
+MAX_KNOWN: Final = 16384
+"""Questions remembered to tell the second time from the first; 80 octets each."""
 LOCAL_TTL_S: Final = 3600
 """Of what the RFCs fix: localhost, `.onion`, RFC 8482."""
 STAMP_MAX_S: Final = 30
 """How much too short the TTL of a ready answer may be told, so that it need not be stamped anew all the time."""
 _ADD_MAC: Final = 65001
 """dnsmasq's option for `--add-mac`, from the range for local use."""
-_REFUSED_TYPES: Final = frozenset({Type.AXFR, Type.IXFR, Type.MAILA, Type.MAILB, Type.TKEY, Type.TSIG, Type.OPT, 0})
+_REFUSED_TYPES: Final = frozenset(
+    map(int, (Type.AXFR, Type.IXFR, Type.MAILA, Type.MAILB, Type.TKEY, Type.TSIG, Type.OPT, 0))
+)
+_ANY: Final = int(Type.ANY)
 
 
 class Peer(NamedTuple):
@@ -159,6 +163,8 @@ class Proxy:
         self._decider = decider
         self._clients: dict[bytes, _Client] = {}
         self._macs: dict[bytes, bytes] = {}
+        self._known: set[int] = set()
+        """Hashes of questions asked at least once."""
         self._events: list[Event] = []
         self._asks: list[Ask] = []
         self._replies: list[Reply] = []
@@ -243,11 +249,11 @@ class Proxy:
             self.counters["malformed"] += 1
             return Reply(answer.bare(data, Rcode.NOTIMP), peer)
         try:
-            query = read_query(data)
+            query = read_query(data, header)
         except WireError:
             self.counters["malformed"] += 1
             return Reply(answer.bare(data, Rcode.FORMERR), peer)
-        return self._serve(self._waiter(query, peer, now), now)
+        return self._serve(self._waiter(query, data, peer, now), now)
 
     def _over_limit(self, data: bytes, peer: Peer, now: float) -> None:
         try:
@@ -256,7 +262,7 @@ class Proxy:
             name = ""
         self.limiter.refuse(peer.address, name, now)
 
-    def _waiter(self, query: Query, peer: Peer, now: float) -> _Waiter:
+    def _waiter(self, query: Query, data: bytes, peer: Peer, now: float) -> _Waiter:
         who, mac = peer.address, self._macs.get(peer.address, b"")
         if self.settings.behind_dnsmasq and _is_loopback(peer.address):
             who, mac = _told_client(query, who, mac)
@@ -268,8 +274,19 @@ class Proxy:
             not peer.is_stream
             and (query.edns is None or not query.edns.options)
             and query.question[:-4] == query.name  # other letter case: each client's own, not worth a place
+            and self._is_known(data)
         )
         return _Waiter(query, peer, client, who, name, decision, now, is_hot)
+
+    def _is_known(self, data: bytes) -> bool:
+        """Has this very question been asked lately? Most are asked once, and not worth a place among the ready ones."""
+        key = hash(data[2:])
+        if key in self._known:
+            return True
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known.add(key)
+        return False
 
     def _serve(self, waiter: _Waiter, now: float) -> Reply | None:
         query, decision = waiter.query, waiter.decision
@@ -281,7 +298,7 @@ class Proxy:
             return self._block(waiter, decision, now)
         if decision.verdict == Verdict.REFUSE:
             return self._own(waiter, now, Rcode.REFUSED, ede=answer.PROHIBITED, reason=decision.reason)
-        if query.qtype == Type.ANY:
+        if query.qtype == _ANY:
             return self._own(
                 waiter,
                 now,
@@ -291,7 +308,7 @@ class Proxy:
                 verdict=decision.verdict,
                 rule=decision.rule,
             )
-        fate = self._special.fate_of(query.name, query.qtype)
+        fate = self._special.fate_of(query.name, waiter.name, query.qtype)
         if fate is Fate.ORDINARY:
             return self._resolve(waiter, self._outside, now)
         # dnsmasq asks us for what it does not know: to ask it back would go round in circles.
@@ -441,7 +458,7 @@ class Proxy:
         server = self.servers[flight.server]
         settings = self.settings
         try:
-            records, _ = read_records(data, end, header)
+            records, behind = read_records(data, end, header)
             rcode = full_rcode(header, records)
             if rcode in (Rcode.FORMERR, Rcode.NOTIMP, Rcode.BADVERS) and server.has_edns:
                 self._is_ours_bare(flight, now)
@@ -451,6 +468,8 @@ class Proxy:
                 flight.name,
                 end,
                 header,
+                records,
+                behind,
                 int(now),
                 is_signed=bool(flight.flags & 1),
                 min_ttl_s=settings.min_ttl_s,
@@ -575,6 +594,8 @@ class Proxy:
         flags = AD if entry.flags >> 8 & AD and answer.wants_ad(query) else 0
         strip = client.strip_ech and sight.has_ech
         if strip or is_alias:
+            from dns.rewrite import Alias, reassemble  # brings dnslib, 2 MB that most venues need not pay
+
             alias = Alias(query.name, name, ttl) if is_alias else None
             body = reassemble(data, records, query.name, strip_ech=client.strip_ech, alias=alias, ttl=ttl)
         else:
@@ -587,16 +608,15 @@ class Proxy:
     def _objection(self, waiter: _Waiter, sight: Sight, now: float) -> Decision | None:
         if sight is screen.NOTHING:
             return None
-        decision = waiter.decision
-        fate = self._special.fate_of(waiter.query.name, waiter.query.qtype)
+        query = waiter.query
         if (
             self.settings.rebind_protection
-            and fate is Fate.ORDINARY
             and screen.rebinds(sight)
-            and self._may_rebind.isdisjoint(parents(waiter.query.name))
+            and self._special.fate_of(query.name, waiter.name, query.qtype) is Fate.ORDINARY
+            and self._may_rebind.isdisjoint(parents(query.name))
         ):
             return _REBIND
-        if decision.reason in screen.EXPLICIT:
+        if waiter.decision is not ALLOWED and waiter.decision.reason in screen.EXPLICIT:
             return None
         return screen.objection(sight, self._decider, waiter.client.group, self._wall(now))
 

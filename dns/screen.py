@@ -23,7 +23,9 @@ EXPLICIT: Final = frozenset({Reason.NEVER_BLOCK, Reason.OVERRIDE, Reason.RULE, R
 _IPV4_HINT: Final = 4
 _ECH: Final = 5
 _IPV6_HINT: Final = 6
-_SHOWN: Final = frozenset({Type.A, Type.AAAA, Type.CNAME, Type.DNAME, Type.SVCB, Type.HTTPS})
+# Plain ints: an enum's attribute costs a tenth of a microsecond on Python 3.11, and this runs for every record.
+_A, _AAAA, _CNAME, _DNAME = int(Type.A), int(Type.AAAA), int(Type.CNAME), int(Type.DNAME)
+_NAMED: Final = frozenset(map(int, (Type.CNAME, Type.DNAME, Type.SVCB, Type.HTTPS)))
 
 
 class Sight(NamedTuple):
@@ -46,20 +48,20 @@ def look(data: bytes, records: Iterable[Record]) -> Sight:
 
     Raises: WireError on a malformed record of a type that we read, or on more targets than anyone needs.
     """
-    shown = [record for record in records if record.rtype in _SHOWN]
-    if not shown:
-        return NOTHING
     targets: list[bytes] = []
     addresses: list[bytes] = []
     hints: list[bytes] = []
     has_ech = False
-    for record in shown:
+    for record in records:
         rtype = record.rtype
-        if rtype == Type.A or rtype == Type.AAAA:
-            if record.length != (4 if rtype == Type.A else 16):
-                raise WireError(f"address at {record.at}: {record.length} octets")
-            addresses.append(data[record.data : record.end])
-        elif rtype == Type.CNAME or rtype == Type.DNAME:
+        if rtype in (_A, _AAAA):
+            start, length = record.data, record.length
+            if length != (4 if rtype == _A else 16):
+                raise WireError(f"address at {record.at}: {length} octets")
+            addresses.append(data[start : start + length])
+        elif rtype not in _NAMED:
+            continue
+        elif rtype in (_CNAME, _DNAME):
             name, end = read_name(data, record.data)
             if end != record.end:
                 raise WireError(f"alias at {record.at}: {record.length} octets, the name ends at {end}")
@@ -77,6 +79,8 @@ def look(data: bytes, records: Iterable[Record]) -> Sight:
                     hints += [value[at : at + size] for at in range(0, len(value), size)]
         if len(targets) > MAX_TARGETS:
             raise WireError(f"answer: more than {MAX_TARGETS} aliases")
+    if not addresses and not targets and not hints and not has_ech:
+        return NOTHING
     return Sight(tuple(targets), tuple(addresses), tuple(hints), has_ech)
 
 

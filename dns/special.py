@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Final
 
-from dns.wire import Type, parents, to_wire
+from dns.wire import Type, parents, present, to_wire
 
 
 class Fate(Enum):
@@ -50,7 +50,7 @@ _FATES: Final = {
     "resolver.arpa": Fate.NODATA,  # RFC 9462 6.4: we offer no designated resolver, so discovery ends here
 }
 
-_NEEDS_DOT: Final = frozenset({Type.A, Type.AAAA, Type.HTTPS, Type.SVCB})
+_NEEDS_DOT: Final = frozenset(map(int, (Type.A, Type.AAAA, Type.HTTPS, Type.SVCB)))
 """A host name of one label is the venue's; NS, DS or SOA of a top-level domain are not."""
 
 
@@ -61,16 +61,15 @@ class SpecialNames:
         self._fates = {to_wire(name): fate for name, fate in _FATES.items()}
         self._fates |= {to_wire(name): Fate.LOCAL for name in _PRIVATE_REVERSE}
         self._fates |= {to_wire(name): Fate.LOCAL for name in local_domains}
-        self._tops = {parents(name)[-2] for name in self._fates}
+        self._tops = {present(parents(name)[-2]) for name in self._fates}
 
-    def fate_of(self, name: bytes, qtype: int) -> Fate:
-        """What becomes of a question for this name."""
-        above = parents(name)
-        if len(above) == 2 and qtype in _NEEDS_DOT and name not in self._fates:
-            return Fate.LOCAL
-        if len(above) < 2 or above[-2] not in self._tops:
-            return Fate.ORDINARY  # nearly everything ends here, after one look at its top-level domain
-        for parent in above:
+    def fate_of(self, name: bytes, text: bytes, qtype: int) -> Fate:
+        """What becomes of a question for this name; `text` is its presentation form."""
+        _, dot, top = text.rpartition(b".")
+        if top not in self._tops:
+            # Nearly everything ends here, after one look at its top-level domain.
+            return Fate.LOCAL if not dot and top and qtype in _NEEDS_DOT else Fate.ORDINARY
+        for parent in parents(name):
             fate = self._fates.get(parent)
             if fate is not None:
                 return fate

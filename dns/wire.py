@@ -203,11 +203,18 @@ def read_question(data: bytes) -> tuple[bytes, int, int, int]:
 
     Raises: WireError; compression has no business in a question, there is nothing before it to point to.
     """
-    name, at = read_name(data, HEADER)
-    if len(data) < at + 4:
-        raise WireError("question: runs out of the message")
-    qtype, qclass = _TYPE_CLASS.unpack_from(data, at)
-    return name, qtype, qclass, at + 4
+    at = HEADER
+    try:
+        while length := data[at]:
+            if length > MAX_LABEL:
+                raise WireError(f"question: label of {length} octets, expected at most {MAX_LABEL}")
+            at += length + 1
+        qtype, qclass = _TYPE_CLASS.unpack_from(data, at + 1)
+    except (IndexError, error):
+        raise WireError("question: runs out of the message") from None
+    if at >= HEADER + MAX_NAME:
+        raise WireError(f"question: name longer than {MAX_NAME} octets")
+    return data[HEADER : at + 1].lower(), qtype, qclass, at + 5
 
 
 def read_records(data: bytes, at: int, header: Header) -> tuple[list[Record], int]:
@@ -221,23 +228,28 @@ def read_records(data: bytes, at: int, header: Header) -> tuple[list[Record], in
         for section, count in enumerate(header[3:]):
             for _ in range(count):
                 start = at
-                at = skip_name(data, at)
+                if data[at] >= 0xC0:  # the usual: a pointer and nothing else
+                    target = (data[at] & 0x3F) << 8 | data[at + 1]
+                    if not HEADER <= target < start:
+                        raise WireError(f"name at {start}: pointer to {target}, expected backwards")
+                    at += 2
+                else:
+                    at = skip_name(data, at)
                 rtype, rclass, ttl, length = unpack(data, at)
                 append(Record(section, start, rtype, rclass, ttl, at + 10, length))
                 at += 10 + length
                 if at > len(data):
                     raise WireError(f"record at {start}: {length} octets of data run out of the message")
-    except error:
+    except (IndexError, error):
         raise WireError(f"record at {start}: cut") from None
     return records, at
 
 
-def read_query(data: bytes) -> Query:
+def read_query(data: bytes, header: Header) -> Query:
     """A whole query with exactly one question.
 
-    Raises: WireError. The caller has looked at QR and opcode by `read_header` before.
+    Raises: WireError. The caller has looked at QR and opcode in `header` before.
     """
-    header = read_header(data)
     if header.questions != 1:
         raise WireError(f"query: {header.questions} questions, expected 1")
     name, qtype, qclass, end = read_question(data)

@@ -22,7 +22,7 @@ from dns.door import Admission, TcpDoor, UdpDoor, Way, tcp_socket, udp_socket
 from dns.hot import HotCache
 from dns.link import Link
 from dns.outside import Outside
-from dns.proxy import Peer, Proxy, Reply
+from dns.proxy import Proxy
 from policy.config import DnsConfig
 from policy.errors import ConfigError, GatehouseError
 from policy.frame import Client, Reload, Stop
@@ -205,7 +205,7 @@ class _Loop:
             door = self._udp_door(udp)
             self._udp.append(door)
             self.watch(udp.fileno(), select.EPOLLIN, door.readable)
-            stream_door = TcpDoor(tcp, self, self._admission, self._receive, now)
+            stream_door = TcpDoor(tcp, self, self._admission, self.proxy.receive_query, now)
             self._tcp.append(stream_door)
             self.watch(tcp.fileno(), select.EPOLLIN, stream_door.readable)
         if not self._udp:
@@ -213,11 +213,8 @@ class _Loop:
 
     def _udp_door(self, sock: socket.socket) -> UdpDoor | BatchDoor:
         if self._calls is None:
-            return UdpDoor(sock, self._admission, self._hot, self._receive, now)
-        return BatchDoor(sock, self._calls, self._admission, self._hot, self._receive, now)
-
-    def _receive(self, data: bytes, peer: Peer, at: float) -> Reply | None:
-        return self.proxy.receive_query(data, peer, at)
+            return UdpDoor(sock, self._admission, self._hot, self.proxy.receive_query, now)
+        return BatchDoor(sock, self._calls, self._admission, self._hot, self.proxy.receive_query, now)
 
     def _timeout(self) -> float:
         due = self.proxy.next_timer()

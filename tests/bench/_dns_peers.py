@@ -92,11 +92,13 @@ def policy_names() -> list[str]:
 
 @dataclass
 class Mix:
-    """The questions: Zipf over NAMES names."""
+    """The questions: Zipf over NAMES names. Each name is asked for with one type, half of them with EDNS."""
 
     blocked: list[str]
     hosts: list[str] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
+    names: dict[bool, list[str]] = field(default_factory=lambda: {False: [], True: []})
+    """Every name once, without and with EDNS."""
+    lines: dict[bool, list[str]] = field(default_factory=lambda: {False: [], True: []})
 
     def __post_init__(self) -> None:
         dice = random.Random(SEED + 1)
@@ -110,9 +112,12 @@ class Mix:
                 names.append(host)
         weights = [1 / (rank + 1) for rank in range(NAMES)]
         types, shares = zip(*TYPES, strict=True)
-        picked = dice.choices(names, weights, k=QUERIES)
-        kinds = dice.choices(types, shares, k=QUERIES)
-        self.lines = [f"{name} {kind}" for name, kind in zip(picked, kinds, strict=True)]
+        kinds = dice.choices(types, shares, k=NAMES)
+        questions = [(dice.random() < 0.5, f"{name} {kind}") for name, kind in zip(names, kinds, strict=True)]
+        for has_edns, line in questions:
+            self.names[has_edns].append(line)
+        for has_edns, line in dice.choices(questions, weights, k=QUERIES):
+            self.lines[has_edns].append(line)
 
 
 class Contender:
@@ -396,6 +401,8 @@ server:
   zonelistfile: "{self.base}/zones"
   logfile: "{self.base}/log"
   server-count: 1
+  rrl-ratelimit: 0
+  rrl-whitelist-ratelimit: 0
 remote-control:
   control-enable: no
 zone:

@@ -351,12 +351,17 @@ def test_a_verdict_holds_no_longer_than_the_policy_says():
     proxy._decider.until = 1_700_000_100.0  # wall time; the core's clock is at 0
     ask(proxy)
     (down,) = answered(proxy, record(1, b"\1\2\3\4", ttl=1000), now=0.0)
+    assert down.hot is None  # asked once: most questions are never asked again
+    down = ask(proxy)
     assert down.hot.valid_until == pytest.approx(100.0)
     assert down.hot.expires == 1000
 
 
 def test_what_must_not_be_shared_is_not_offered_to_the_hot_cache():
     proxy = core({"block": {"evil.example": ["list:evil"]}})
+    for options in ({}, {"edns": (1232, 0, b"")}, {"peer": TCP}, {"edns": (1232, 0, b"\0\x0a\0\x08abcdefgh")}):
+        assert ask(proxy, "x.evil.example", **options).hot is None
+    ask(proxy, "X.evil.example")
     assert ask(proxy, "x.evil.example").hot is not None
     assert ask(proxy, "X.evil.example").hot is None
     assert ask(proxy, "x.evil.example", peer=TCP).hot is None

@@ -37,17 +37,18 @@ def test_a_question_is_answered_and_put_on_record(serve):
     assert now_ms - 5000 < row["at_ms"] <= now_ms
 
 
-def test_the_second_time_it_comes_from_the_hot_cache_and_is_on_record_too(serve):
+def test_the_third_time_it_comes_from_the_hot_cache_and_is_on_record_too(serve):
     served = serve()
     first = served.ask(query("www.example.org", number=1))
     again = [served.ask(query("www.example.org", number=n)) for n in range(2, 20)]
     assert all(reply[0] == 0 and reply[1] == n for n, reply in enumerate(again, 2))
-    assert {reply[2:] for reply in again} == {first[2:]}
+    assert all(answers(reply) == answers(first) for reply in again)
+    assert len({reply[2:] for reply in again}) == 1
     rows = served.rows(kind="Dns", name="www.example.org")
     assert len(rows) == 19
     assert [row["cached"] for row in rows] == [False] + [True] * 18
     served.stop()
-    assert served.rows(kind="Closed")[0]["counters"]["hot"] == 18
+    assert served.rows(kind="Closed")[0]["counters"]["hot"] == 17
 
 
 def test_a_blocked_name_is_nxdomain_with_the_reason_and_is_on_record_each_time(serve):
@@ -78,7 +79,7 @@ def test_a_blocked_name_is_nxdomain_with_the_reason_and_is_on_record_each_time(s
 )
 def test_how_blocked_names_are_answered(serve, on_block, qtype, rcode, data):
     served = serve({**BLOCKING, "groups": [{"group": "all", "on_block": on_block}]}, page=["10.20.0.1"])
-    for _ in range(2):  # from the core, from the hot cache
+    for _ in range(3):  # from the core, twice, then from the hot cache
         assert answers(served.ask(query("x.evil.example.org", qtype))) == (rcode, data)
 
 

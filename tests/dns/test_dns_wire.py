@@ -32,11 +32,11 @@ labels = st.lists(st.binary(min_size=1, max_size=20), max_size=8)
 def parse_all(data):
     """Everything that the proxy does with a peer's octets."""
     header = read_header(data)
-    read_query(data)
+    read_query(data, read_header(data))
     name, _, _, end = read_question(data)
-    records, _ = read_records(data, end, header)
+    records, behind = read_records(data, end, header)
     screen.look(data, records)
-    learn(data, name, end, header, 0)
+    learn(data, name, end, header, records, behind, 0)
 
 
 def parses(data):
@@ -62,18 +62,21 @@ def test_mutated_messages_parse_or_raise_wire_error(data, changes):
 
 @pytest.mark.parametrize("data", QUERIES)
 def test_a_query_is_read_whole_but_not_cut_and_not_with_a_tail(data):
-    assert read_query(data).question == data[12 : 12 + len(read_query(data).question)]
+    assert (
+        read_query(data, read_header(data)).question
+        == data[12 : 12 + len(read_query(data, read_header(data)).question)]
+    )
     for length in range(len(data)):
         with pytest.raises(WireError):
-            read_query(data[:length])
+            read_query(data[:length], read_header(data[:length]))
     with pytest.raises(WireError):
-        read_query(data + b"\0")
+        read_query(data + b"\0", read_header(data))
 
 
 @pytest.mark.parametrize("data", REPLIES)
 def test_a_reply_is_read_whole_but_not_cut(data):
     name, _, _, end = read_question(data)
-    learn(data, name, end, read_header(data), 0)
+    learn(data, name, end, read_header(data), *read_records(data, end, read_header(data)), 0)
     for length in range(len(data)):
         assert not parses(data[:length])
 
@@ -209,7 +212,7 @@ def test_counts_that_lie_are_malformed(place, value):
     data = bytearray(QUERIES[0])
     data[place : place + 2] = value
     with pytest.raises(WireError):
-        read_query(bytes(data))
+        read_query(bytes(data), read_header(bytes(data)))
 
 
 def test_opt_records_in_odd_places_are_malformed():
@@ -218,10 +221,10 @@ def test_opt_records_in_odd_places_are_malformed():
     for counts, tail in (((0, 0, 2), opt * 2), ((1, 0, 0), opt), ((0, 1, 0), opt)):
         data = base[:6] + struct.pack("!HHH", *counts) + base[12:] + tail
         with pytest.raises(WireError):
-            read_query(data)
+            read_query(data, read_header(data))
     owned = base[:6] + struct.pack("!HHH", 0, 0, 1) + base[12:] + b"\1a" + opt
     with pytest.raises(WireError):
-        read_query(owned)
+        read_query(owned, read_header(owned))
     for options in (b"\0", b"\0\x0a\0\5abc", b"\0\x0a\0\0" * 40):
         with pytest.raises(WireError):
-            read_query(query("www.example.org", edns=(512, 0, options)))
+            read_query(bad := query("www.example.org", edns=(512, 0, options)), read_header(bad))

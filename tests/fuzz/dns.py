@@ -136,15 +136,15 @@ def read_all(data):
     """As the proxy reads, every reader. Raises: WireError."""
     header = read_header(data)
     try:
-        read_query(data)
+        read_query(data, read_header(data))
     except WireError:
         pass
     asked, _, _, end = read_question(data)
-    records, _ = read_records(data, end, header)
+    records, behind = read_records(data, end, header)
     try:
         screen.look(data, records)
     finally:
-        learn(data, asked, end, header, 0, is_signed=bool(len(data) & 1))
+        learn(data, asked, end, header, records, behind, 0, is_signed=bool(len(data) & 1))
     kept = [r for r in records if r.section < 2]
     reassemble(data, kept, asked, strip_ech=True, alias=Alias(asked, b"\4safe\0", 30), ttl=30)
 
