@@ -36,7 +36,7 @@ class Guard:
             dns_port=config.dns.port if config.dns.enabled else 0,
             closed=self._closed,
         )
-        self._firewall = Firewall(plan)
+        self._firewall = Firewall(plan, config.main.firewall)
         self._now_s = now_s
         self._check_at = 0.0
         self._is_applied = False
@@ -79,7 +79,12 @@ class Guard:
         return [] if self._is_applied else ["rules are not applied yet"]
 
     def describe(self) -> Mapping[str, object]:
-        return {"applied": self._is_applied, "repaired": self._repaired, "enabled": self._enabled}
+        return {
+            "backend": self._firewall.name,
+            "applied": self._is_applied,
+            "repaired": self._repaired,
+            "enabled": self._enabled,
+        }
 
     def _apply(self, told: list[tuple[str, str]], text: str) -> None:
         try:

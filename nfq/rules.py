@@ -79,7 +79,9 @@ def iptables(plan: Plan, family: int) -> str:
                     f"-A GH-DNS -i {lan} -p {protocol} --dport 53 {lease}-j REDIRECT --to-ports {plan.dns_port}"
                 )
     lines += ["COMMIT", "*mangle", ":GH-QUEUE - [0:0]", ":GH-FIRST - [0:0]"]
-    lines += [f"-A GH-QUEUE -i {lan} -m connmark --mark 0/{mask} -j GH-FIRST" for lan in plan.lan]
+    lines += (
+        [] if not plan.queues else [f"-A GH-QUEUE -i {lan} -m connmark --mark 0/{mask} -j GH-FIRST" for lan in plan.lan]
+    )
     lines += [
         f"-A GH-FIRST -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN",
         "-A GH-FIRST -m conntrack --ctdir REPLY -j RETURN",
@@ -102,5 +104,51 @@ def iptables(plan: Plan, family: int) -> str:
         "-A GH-BLOCKED -p tcp -j REJECT --reject-with tcp-reset",
         f"-A GH-BLOCKED -j REJECT --reject-with {unreachable}",
         "COMMIT",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def nft(plan: Plan) -> str:
+    """Input for `nft -f`: our own table, replaced as a whole in one transaction. fw4 flushes only `table inet fw4`."""
+    lowest = plan.mask & -plan.mask
+    allow, block, keep = int(Mark.ALLOW) * lowest, int(Mark.BLOCK) * lowest, 0xFFFFFFFF ^ plan.mask
+    lan = "{ " + ", ".join(f'"{name}"' for name in plan.lan) + " }"
+    last = plan.queue_first + plan.queues - 1
+    queues = str(plan.queue_first) if plan.queues == 1 else f"{plan.queue_first}-{last}"
+    queue = f"queue {'' if plan.closed else 'flags bypass '}to {queues}"
+    lines = ["add table inet gatehouse", "delete table inet gatehouse", "table inet gatehouse {"]
+    lines += [" set lease { type inet_service; flags timeout; }", " chain dns {"]
+    lines.append("  type nat hook prerouting priority dstnat - 1; policy accept;")
+    if plan.dns_port:
+        for protocol in ("udp", "tcp"):
+            lease = "" if plan.closed else f" {protocol} dport @lease"
+            lines.append(f"  iifname {lan} {protocol} dport 53{lease} redirect to :{plan.dns_port}")
+    lines += [" }", " chain first {", "  type filter hook forward priority mangle; policy accept;"]
+    if plan.queues:
+        lines += [
+            f"  iifname != {lan} return",
+            f"  ct mark & {plan.mask:#x} != 0 return",
+            "  ct direction reply return",
+            f"  ct original packets > {INSPECTED} return",
+            f"  meta l4proto udp {queue}",
+            f"  tcp flags & psh == psh {queue}",
+            f"  meta l4proto tcp meta length >= {SMALLEST} {queue}",
+        ]
+    lines += [" }", " chain verdict {", "  type filter hook forward priority mangle + 1; policy accept;"]
+    # One line for each value: an OR of two registers needs a very new kernel.
+    lines += [
+        f"  ct mark & {plan.mask:#x} == 0 meta mark & {plan.mask:#x} == {mark:#x} ct mark set ct mark & {keep:#x} | {mark:#x}"  # noqa: E501
+        for mark in (allow, block)
+    ]
+    lines += [
+        f"  ct mark & {plan.mask:#x} == {block:#x} goto blocked",
+        f"  iifname {lan} tcp dport 853 reject with tcp reset",
+        f"  iifname {lan} udp dport 853 reject with icmpx type port-unreachable",
+        " }",
+        " chain blocked {",
+        "  meta l4proto tcp reject with tcp reset",
+        "  reject with icmpx type port-unreachable",
+        " }",
+        "}",
     ]
     return "\n".join(lines) + "\n"

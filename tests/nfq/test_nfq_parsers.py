@@ -1,0 +1,259 @@
+"""The packet hook's parsers: real hellos and requests, cut, split, shuffled and mangled."""
+
+import itertools
+import ssl
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq import http, tls
+from nfq.flow import MAX_OCTETS, MAX_PACKETS, MAX_PENDING, PENDING_S, Flows, Stream
+from nfq.hook import look
+from nfq.packet import ACK, PSH, SYN, TCP, UDP, parse
+from nfq.reset import reset_segment
+from policy.errors import PacketError
+from policy.event import Blind, Seen
+
+
+def client_hello(name: str | None = "www.example.org") -> bytes:
+    """What OpenSSL really sends first."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    secure = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        secure.do_handshake()
+    return outgoing.read()
+
+
+def padded(hello: bytes, octets: int) -> bytes:
+    """A hello as large as a post-quantum one: the key share's octets, in an extension of their own."""
+    body = bytearray(hello[9:])
+    at = 34
+    for width in (1, 2, 1):
+        at += width + int.from_bytes(body[at : at + width], "big")
+    extensions = int.from_bytes(body[at : at + 2], "big")
+    share = struct.pack("!HH", 0xFAFA, octets) + bytes(octets)
+    body[at : at + 2] = struct.pack("!H", extensions + len(share))
+    body[at + 2 : at + 2] = share  # in front, so that the name comes late
+    handshake = b"\1" + len(body).to_bytes(3, "big") + bytes(body)
+    return b"\x16\3\1" + struct.pack("!H", len(handshake)) + handshake
+
+
+HELLO = client_hello()
+LARGE = padded(HELLO, 1200)
+REQUEST = b"GET /a/b?secret=1#frag HTTP/1.1\r\nAccept: */*\r\nHost: WWW.Example.org:8080\r\n\r\nbody"
+
+
+def test_the_name_in_a_real_hello() -> None:
+    assert tls.parse(HELLO) == tls.Hello(b"www.example.org", False)
+    assert tls.parse(LARGE) == tls.Hello(b"www.example.org", False)
+    assert tls.parse(client_hello(None)) == tls.Hello(b"", False)
+
+
+@pytest.mark.parametrize("hello", [HELLO, LARGE], ids=["plain", "large"])
+def test_every_shorter_hello_wants_more(hello: bytes) -> None:
+    for length in range(len(hello)):
+        assert tls.parse(hello[:length]) == tls.NEED_MORE
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 512])
+def test_a_hello_over_several_records(size: int) -> None:
+    body = HELLO[5:]
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    if len(parts) > tls.MAX_RECORDS:
+        parts = [*parts[: tls.MAX_RECORDS - 1], b"".join(parts[tls.MAX_RECORDS - 1 :])]
+    data = b"".join(b"\x16\3\1" + struct.pack("!H", len(part)) + part for part in parts)
+    assert tls.parse(data) == tls.Hello(b"www.example.org", False)
+    for length in range(0, len(data), 13):
+        assert tls.parse(data[:length]) == tls.NEED_MORE
+
+
+@pytest.mark.parametrize("hello", [HELLO, LARGE], ids=["plain", "large"])
+def test_split_in_two_at_every_octet_in_both_orders(hello: bytes) -> None:
+    for cut in range(1, len(hello)):
+        for order in ((0, 1), (1, 0)):
+            pieces = ((1000, hello[:cut]), (1000 + cut, hello[cut:]))
+            stream = Stream(pieces[order[0]][0], 0.0)
+            for place in order:
+                stream.add(*pieces[place])
+            sight = look(stream)
+            assert sight is not None
+            assert sight.name == b"www.example.org", (cut, order)
+
+
+def test_three_segments_in_all_orders_with_a_retransmission() -> None:
+    for first, second in itertools.combinations(range(40, len(LARGE), 97), 2):
+        pieces = [(0xFFFFFFF0, LARGE[:first]), (first, LARGE[first:second]), (second, LARGE[second:])]
+        pieces = [
+            ((0xFFFFFFF0 + offset) & 0xFFFFFFFF if at else offset, part) for at, (offset, part) in enumerate(pieces)
+        ]
+        for order in itertools.permutations(range(3)):
+            stream = Stream(pieces[order[0]][0], 0.0)
+            for place in (*order[:2], order[0], order[2]):
+                stream.add(*pieces[place])
+            sight = look(stream)
+            assert sight is not None
+            assert (sight.name, sight.seen) == (b"www.example.org", Seen.TLS)
+
+
+def test_overlapping_segments_that_disagree_are_ambiguous() -> None:
+    stream = Stream(0, 0.0)
+    stream.add(0, HELLO[:200])
+    stream.add(100, b"X" * 50 + HELLO[150:])
+    sight = look(stream)
+    assert sight is not None
+    assert sight.blind == Blind.AMBIGUOUS
+
+
+def test_overlapping_segments_that_agree_are_one() -> None:
+    stream = Stream(0, 0.0)
+    stream.add(0, HELLO[:200])
+    stream.add(100, HELLO[100:])
+    sight = look(stream)
+    assert sight is not None
+    assert sight.name == b"www.example.org"
+
+
+@pytest.mark.parametrize(
+    ("data", "host", "path", "method"),
+    [
+        (REQUEST, b"www.example.org", "/a/b", "GET"),
+        (b"GET http://other.example/x?y HTTP/1.1\r\nHost: www.example.org\r\n\r\n", b"other.example", "/x", "GET"),
+        (b"CONNECT a.example:443 HTTP/1.1\r\nHost: b.example\r\n\r\n", b"a.example", "", "CONNECT"),
+        (b"GET / HTTP/1.0\r\n\r\n", b"", "/", "GET"),
+        (b"OPTIONS * HTTP/1.1\r\nhost:a.example.\r\n\r\n", b"a.example", "*", "OPTIONS"),
+        (b"GET / HTTP/1.1\nHost: [2001:db8::1]:80\n\n", b"2001:db8::1", "/", "GET"),
+        (b"GET http://u:p@a.example/ HTTP/1.1\r\n\r\n", b"a.example", "/", "GET"),
+    ],
+)
+def test_requests(data: bytes, host: bytes, path: str, method: str) -> None:
+    assert http.parse(data) == http.Request(method, host, path)
+
+
+def test_every_shorter_request_wants_more_and_never_shows_the_query() -> None:
+    for length in range(1, REQUEST.index(b"Host") + 5):
+        assert http.parse(REQUEST[:length]) == http.NEED_MORE, length
+    found = http.parse(REQUEST)
+    assert isinstance(found, http.Request)
+    assert "secret" not in found.path
+
+
+@pytest.mark.parametrize("data", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x00\x01", b"EHLO a.example\r\n", b"\x16\x03", b""])
+def test_what_is_no_request(data: bytes) -> None:
+    assert http.parse(data) in (None, http.NEED_MORE)
+    assert not isinstance(http.parse(data + b"\r\n\r\n"), http.Request)
+
+
+@given(st.binary(max_size=400), st.integers(0, 400))
+def test_any_octets_are_answered_by_each_parser(data: bytes, at: int) -> None:
+    for seed in (b"", HELLO[:at], REQUEST[:at]):
+        for parser in (tls.parse, http.parse):
+            parser(seed + data)
+        stream = Stream(5, 0.0)
+        stream.add(5, seed)
+        stream.add(5 + len(seed), data)
+        look(stream)
+
+
+@given(st.data())
+def test_a_hello_with_changed_octets_never_raises(data: st.DataObject) -> None:
+    hello = bytearray(HELLO)
+    for _ in range(data.draw(st.integers(1, 6))):
+        hello[data.draw(st.integers(0, len(hello) - 1))] = data.draw(st.integers(0, 255))
+    tls.parse(bytes(hello))
+
+
+def ipv4(payload: bytes, protocol: int = TCP, fragment: int = 0) -> bytes:
+    if protocol == TCP:
+        payload = struct.pack("!HHIIBBHHH", 40000, 443, 7, 9, 5 << 4, PSH | ACK, 0, 0, 0) + payload
+    else:
+        payload = struct.pack("!HHHH", 40000, 443, 8 + len(payload), 0) + payload
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, fragment, 64, protocol, 0)
+    return head + bytes((10, 0, 0, 2)) + bytes((192, 0, 2, 1)) + payload
+
+
+def ipv6(payload: bytes, extensions: bytes = b"", first: int = TCP) -> bytes:
+    payload = struct.pack("!HHIIBBHHH", 40000, 443, 7, 9, 5 << 4, PSH | ACK, 0, 0, 0) + payload
+    head = struct.pack("!IHBB", 6 << 28, len(extensions) + len(payload), first, 64)
+    return head + bytes(15) + b"\2" + bytes(15) + b"\1" + extensions + payload
+
+
+def test_headers() -> None:
+    packet = parse(ipv4(b"data"))
+    assert (packet.sport, packet.dport, packet.seq, packet.ack, packet.payload) == (40000, 443, 7, 9, b"data")
+    assert parse(ipv4(b"data", UDP)).payload == b"data"
+    assert parse(ipv4(b"data") + b"ethernet padding").payload == b"data"
+    assert parse(ipv6(b"data")).payload == b"data"
+    hop_by_hop = bytes((TCP, 0)) + bytes(6)
+    assert parse(ipv6(b"data", hop_by_hop, first=0)).payload == b"data"
+
+
+@pytest.mark.parametrize("data", [ipv4(b"data"), ipv4(b"data", UDP), ipv6(b"data")])
+def test_a_packet_cut_before_its_payload_is_refused(data: bytes) -> None:
+    for length in range(len(data) - 4):
+        with pytest.raises(PacketError):
+            parse(data[:length])
+
+
+def test_later_fragments_and_long_chains_of_headers_are_refused() -> None:
+    with pytest.raises(PacketError, match="fragment"):
+        parse(ipv4(b"data", fragment=5))
+    chain = b"".join(bytes((60, 0)) + bytes(6) for _ in range(20))
+    with pytest.raises(PacketError):
+        parse(ipv6(b"data", chain, first=60))
+
+
+@given(st.binary(max_size=120), st.sampled_from([b"", b"\x45", b"\x60", ipv4(b"x")[:20], ipv6(b"x")[:40]]))
+def test_any_octets_are_a_packet_or_packet_error(data: bytes, head: bytes) -> None:
+    try:
+        parse(head + data)
+    except PacketError:
+        pass
+
+
+@pytest.mark.parametrize("data", [ipv4(b"data"), ipv6(b"data")])
+def test_a_reset_is_a_packet_of_the_same_flow_with_a_right_checksum(data: bytes) -> None:
+    blocked = parse(data)
+    reset = reset_segment(blocked)
+    found = parse(reset)
+    assert found.key == blocked.key
+    assert (found.seq, found.flags & 0x04) == (blocked.seq, 0x04)
+    segment = reset[-20:]
+    pseudo = blocked.src + blocked.dst + struct.pack("!II", len(segment), TCP)
+    total = sum(struct.unpack(f"!{(len(pseudo) + len(segment)) // 2}H", pseudo + segment))
+    assert (total & 0xFFFF) + (total >> 16) in (0xFFFF, 0x1FFFE - 0xFFFF)
+
+
+def test_a_stream_is_bounded_whatever_comes() -> None:
+    stream = Stream(0, 0.0)
+    for number in range(MAX_PACKETS - 1):
+        stream.add(number * 4000, bytes(4000))
+    assert stream.is_full
+    stream = Stream(0, 0.0)
+    stream.add(0xFFFFFFFF - MAX_OCTETS * 2, b"far before")
+    stream.add(MAX_OCTETS * 2, b"far behind")
+    assert stream.data() == b""
+
+
+def test_half_open_flows_are_bounded_and_expire() -> None:
+    flows = Flows()
+    for number in range(MAX_PENDING + 10):
+        flows.stream((b"a", b"b", number, 443, TCP), 0, 0.0)
+    assert len(flows.expire(1.0)) == 10
+    assert len(flows) == MAX_PENDING
+    assert len(flows.expire(PENDING_S + 1)) == MAX_PENDING
+    assert len(flows) == 0
+
+
+def test_a_new_syn_forgets_the_verdict_of_an_earlier_flow_with_the_same_ports() -> None:
+    flows = Flows()
+    key = (b"a", b"b", 1, 443, TCP)
+    flows.decide(key, 2)
+    assert flows.find_mark(key) == 2
+    flows.forget(key)
+    assert flows.find_mark(key) is None
+    assert SYN == 2

@@ -1,0 +1,138 @@
+"""The rules, in both back-ends, in a real kernel: loaded twice, coexisting, removed; the lease; port 853.
+
+Here the kernel has no nft queue statement, so nft's rules are loaded with `counter` in its place; the statement itself
+is checked by nft's own parser.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nfq import rules
+from nfq.rules import Plan
+from tests.lab.lab import ROOT, Lab
+
+pytestmark = pytest.mark.lab
+
+OPEN = Plan(lan=("br-lan",), queue_first=20, queues=2, mask=0x0F000000, dns_port=5300, closed=False)
+CLOSED = OPEN._replace(closed=True, queues=1, lan=("br-lan", "br-guest"))
+
+DRIVE = """
+import sys
+sys.path.insert(0, {root!r})
+from nfq.firewall import Firewall
+from nfq.rules import Plan
+firewall = Firewall(Plan(**{plan!r}), {backend!r})
+{do}
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab.running(tmp_path_factory.mktemp("rules"), agent=False) as lab:
+        yield lab
+
+
+def drive(lab: Lab, do: str, plan: Plan = OPEN, backend: str = "iptables") -> str:
+    import sys
+
+    code = DRIVE.format(root=str(ROOT), plan=plan._asdict(), backend=backend, do=do)
+    result = lab.run("router", [sys.executable, "-c", code])
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def saved(lab: Lab) -> str:
+    text = lab.run("router", "iptables-save").stdout + lab.run("router", "ip6tables-save").stdout
+    return "".join(line + "\n" for line in text.splitlines() if line.startswith("-A"))
+
+
+@pytest.mark.parametrize("plan", [OPEN, CLOSED])
+def test_iptables_applied_twice_is_applied_once_and_removed_leaves_nothing(lab: Lab, plan: Plan) -> None:
+    before = saved(lab)
+    drive(lab, "firewall.apply()", plan)
+    once = saved(lab)
+    assert drive(lab, "firewall.apply(); firewall.apply(); print(firewall.is_present())", plan) == "True"
+    assert saved(lab) == once
+    assert ("--queue-bypass" in once) is not plan.closed
+    assert ("recent" in once) is not plan.closed
+    drive(lab, "firewall.remove(); firewall.remove()", plan)
+    assert saved(lab) == before
+
+
+@pytest.mark.parametrize(
+    "damage", ["-t mangle -F GH-FIRST", "-D FORWARD -j GH-VERDICT", "-t nat -D PREROUTING -j GH-DNS"]
+)
+def test_rules_removed_by_hand_are_missed(lab: Lab, damage: str) -> None:
+    drive(lab, "firewall.apply()")
+    assert lab.run("router", f"iptables {damage}").returncode == 0
+    look = "print(firewall.is_present())"
+    do = f"firewall._backend = firewall._choose(); {look}; firewall.apply(); {look}"
+    assert drive(lab, do).split() == ["False", "True"]
+    drive(lab, "firewall.remove()")
+
+
+def without_queue(text: str) -> str:
+    return re.sub(r"queue (flags bypass )?to [0-9-]+", "counter", text)
+
+
+@pytest.mark.parametrize("plan", [OPEN, CLOSED])
+def test_nft_takes_our_table_twice_and_lets_it_go(lab: Lab, plan: Plan) -> None:
+    text = rules.nft(plan)
+    assert text.count(" queue ") == 3
+    assert ("bypass" in text) is not plan.closed
+    for _ in range(2):
+        result = lab.run("router", "nft -f -", input=without_queue(text))
+        assert result.returncode == 0, result.stderr
+    assert "chain verdict" in lab.run("router", "nft list table inet gatehouse").stdout
+    assert lab.run("router", "nft delete table inet gatehouse").returncode == 0
+
+
+def test_nft_understands_the_queue_statement_itself(lab: Lab) -> None:
+    # -c asks the kernel too, and this one has no nft_queue: then its refusal names the statement, not its grammar.
+    result = lab.run("router", "nft -c -f -", input=rules.nft(OPEN))
+    assert result.returncode == 0 or "syntax error" not in result.stderr
+
+
+def test_a_kernel_without_nft_queue_gets_iptables(lab: Lab) -> None:
+    has_queue = lab.run("router", "nft -c -f -", input=rules.nft(OPEN)).returncode == 0
+    name = drive(lab, "firewall.apply(); print(firewall.name)", backend="auto")
+    assert name == ("nft" if has_queue else "iptables")
+    drive(lab, "firewall.remove()", backend="auto")
+
+
+def redirected(lab: Lab) -> bool:
+    """Does a question to the router's port 53 go to port 5300 (where nobody is), instead of to dnsmasq?"""
+    return lab.run("pupil1", "dig +short +time=1 +tries=1 www.example.org").stdout.strip() != "198.51.100.21"
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+def test_the_redirect_lives_as_long_as_its_lease_is_renewed(lab: Lab, backend: str) -> None:
+    if backend == "nft":
+        assert lab.run("router", "nft -f -", input=without_queue(rules.nft(OPEN))).returncode == 0
+        renew = "firewall._backend = firewall._choose(); firewall.renew_lease()"
+        remove = "firewall._backend = firewall._choose(); firewall.remove()"
+    else:
+        drive(lab, "firewall.apply()")
+        renew, remove = "firewall._backend = firewall._choose(); firewall.renew_lease()", "firewall.remove()"
+    assert not redirected(lab)
+    for _ in range(3):  # renewed in time, it outlives its own length
+        drive(lab, renew, backend=backend)
+        time.sleep(rules.LEASE_S / 2)
+        assert redirected(lab)
+    time.sleep(rules.LEASE_S + 0.5)
+    assert not redirected(lab)
+    drive(lab, remove, backend=backend)
+
+
+def test_port_853_is_refused_at_once(lab: Lab, tmp_path: Path) -> None:
+    drive(lab, "firewall.apply()")
+    for address in ("198.51.100.20", "2001:db8:100::20"):
+        start = time.monotonic()
+        result = lab.run("pupil1", ["bash", "-c", f"exec 3<>/dev/tcp/{address}/853"])
+        assert result.returncode != 0
+        assert time.monotonic() - start < 1
+    drive(lab, "firewall.remove()")
