@@ -5,7 +5,8 @@
 `main` is the same as a process of its own: the agent starts it as a child, so that what a compilation needs (25 MB for
 a million names) is given back when it ends.
 Rule: `out_path` is at every moment either the old image, whole, or the new one, whole; the old one is kept as
-`out_path.old`. A list that cannot be used is left out and reported; it never stops the others.
+`out_path.old`. A list that cannot be used is reported; if the image that serves holds it, that image goes on serving,
+and if not, the others are compiled without it.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def compile_policy(
 
     `base_path`: an image to stay close to, so that a delta from it is small. `spill_dir`: for temporary files, 15
     octets an entry; None: beside the image (on routers the system's own directory is memory).
+    The report's `built` is None if nothing was written, because a list would have been lost.
     Raises: ConfigError for the configuration, OSError for the files written. Lists that fail are in the report.
     """
     policy = load_policy(sections)
@@ -116,6 +118,10 @@ def _compile(
                 reports.append(_failed(config.name, excluded[config.name]))
             else:
                 reports += _read_config(builder, config, list_dir, suffixes)
+        if _would_lose_a_list(out_path, [report.name for report in reports if report.failure]):
+            report = Report(tuple(reports), None)
+            _write_report(out_path + REPORT_SUFFIX, report)
+            return report
         temporary = f"{out_path}.{os.getpid()}.tmp"
         try:
             with open(temporary, "w+b") as out:
@@ -128,6 +134,19 @@ def _compile(
             _unlink(temporary)
     _write_report(out_path + REPORT_SUFFIX, report)
     return report
+
+
+def _would_lose_a_list(path: str, failed: list[str]) -> bool:
+    """Does the image that is here hold a list that has failed now? Then it goes on serving, whole."""
+    if not failed:
+        return False
+    try:
+        with open(path, "rb") as file:
+            slots = Image(file.read()).slots
+    except (OSError, ImageError):
+        return False  # nothing that could be lost
+    held = {slot.name.partition("/")[0] for slot in slots}
+    return any(name in held for name in failed)
 
 
 def swap_in(new_path: str, path: str) -> None:

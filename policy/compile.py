@@ -103,6 +103,8 @@ class Report(NamedTuple):
                 f"image: {self.built.size} octets, {self.built.names} names, {self.built.ranges} ranges, "
                 f"{self.built.urls} URL rules, {self.built.combos} combinations"
             )
+        else:
+            rows.append("image: not written, for a list that the present one holds has failed; the old image decides")
         return "\n".join(rows)
 
 

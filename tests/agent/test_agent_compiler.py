@@ -128,6 +128,22 @@ def test_a_list_that_cannot_be_used_does_not_stop_the_others(venue: Path) -> Non
     config.write_text(config.read_text().replace("ads.txt", "gone.txt"))
     _, report = compiled(venue)
     assert "gone.txt: No such file" in report.lists[0].failure
+    assert report.built is not None, "it was not in the image before either"
+
+
+def test_a_list_that_is_in_force_is_not_lost_because_its_file_is(venue: Path) -> None:
+    sections, _ = compiled(venue)
+    before = (venue / "policy.gp").read_bytes()
+    (venue / "lists" / "ads.txt").unlink()
+    _, report = compiled(venue)
+    assert report.built is None
+    assert "the old image decides" in report.text()
+    assert (venue / "policy.gp").read_bytes() == before
+    assert open_engine(sections, str(venue)).decide(b"ads.example", 1, None).verdict is Verdict.BLOCK
+    config = venue / "config"
+    config.write_text(config.read_text().replace("config list 'ads'\n\toption file 'ads.txt'\n", ""))
+    _, report = compiled(venue)
+    assert report.built is not None, "its owner has taken it out"
 
 
 def test_the_old_image_is_kept_and_taken_when_the_new_one_is_damaged(venue: Path) -> None:
