@@ -12,6 +12,7 @@ and if not, the others are compiled without it.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import sys
 import time
@@ -142,8 +143,8 @@ def _would_lose_a_list(path: str, failed: list[str]) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            slots = Image(file.read()).slots
-    except (OSError, ImageError):
+            slots = Image(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)).slots
+    except (OSError, ValueError, ImageError):
         return False  # nothing that could be lost
     held = {slot.name.partition("/")[0] for slot in slots}
     return any(name in held for name in failed)
