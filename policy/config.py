@@ -155,8 +155,8 @@ class MainConfig(NamedTuple):
     timezone: str = ""
     """POSIX or IANA name; empty: the system's."""
     clock: str = "kernel"
-    """Whom to believe about the wall clock: `kernel` (set by a time server, says adjtimex) or `trusted` (battery-backed,
-    or a virtual machine's: right unless it is older than this release)."""
+    """Whom to believe about the wall clock: `kernel` (set by a time server, says adjtimex) or `trusted` (battery,
+    or a virtual machine's own: right unless it is older than this release)."""
 
 
 class DnsConfig(NamedTuple):
