@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from policy.errors import FrameError
+from policy.errors import FrameError, StorageError
 from policy.event import Dns, Event, Flood, Flow, Gap, Maintenance, Nat
 from policy.frame import Ack, Beat, Bye, Events, Folded, Hello, Stream, read_up
 
@@ -29,6 +29,11 @@ class Ring(Protocol):
     def add(self, events: Sequence[Event], source: bytes = b"", seq: int = 0) -> None: ...
 
     def marks(self) -> Mapping[bytes, int]: ...
+
+    def forget(self, sources: list[bytes]) -> None: ...
+
+    @property
+    def last_commit_ms(self) -> int: ...
 
 
 class Identity(NamedTuple):
@@ -72,6 +77,8 @@ class Intake:
         self._learn = learn
         self._peers: dict[int, _Peer] = {}
         self._marks: dict[bytes, int] = dict(ring.marks())
+        self._since_ms = ring.last_commit_ms
+        """When this agent's predecessor was last known to hear its hooks; 0: before this boot."""
         self._unacknowledged: dict[tuple[int, int], int] = {}
         """(connection, stream) -> highest sequence number added to the ring."""
         self._ended: dict[str, tuple[bytes, int]] = {}
@@ -115,7 +122,7 @@ class Intake:
                 return ()
             case Bye():
                 peer.left = True
-                self._forget(peer.hello)
+                self._forget([_source(peer.hello, stream) for stream in Stream])
                 return self._note(now_ms, "stop", _name(peer.hello), "ok", f"pid {peer.pid}")
             case Events() | Folded():
                 return self._take(connection, peer.hello, frame)
@@ -180,15 +187,17 @@ class Intake:
         ended = self._ended.pop(name, None)
         if ended is not None and ended[0] == hello.incarnation:  # it lost the link before its first record
             return started
-        for source in marks:  # of a process that is no more: nothing of it can be sent again
-            self._marks.pop(source)
-        if ended is None:
+        # What is left is of processes that are no more: nothing of it can be sent again. That one said no goodbye, or
+        # its marks would be gone; if this agent did not see it end, it ended while no agent was there.
+        self._forget(marks)
+        from_ms = ended[1] if ended is not None else self._since_ms if marks else None
+        if from_ms is None:
             return started
-        gap = Gap(now_ms, name, -1, ended[1], now_ms, "process died")
+        gap = Gap(now_ms, name, -1, from_ms, now_ms, "process died")
         return (
             *started,
             *self.record(gap),
-            *self._note(now_ms, "crash", name, "restarted", f"after {now_ms - ended[1]} ms"),
+            *self._note(now_ms, "crash", name, "restarted", f"after {now_ms - from_ms} ms"),
         )
 
     def _take(self, connection: int, hello: Hello, frame: Events | Folded) -> Sequence[Event]:
@@ -235,9 +244,13 @@ class Intake:
     def _note(self, now_ms: int, action: str, what: str, result: str, detail: str = "") -> Sequence[Event]:
         return self.record(Maintenance(now_ms, "agent", action, what, "", "", result, detail))
 
-    def _forget(self, hello: Hello) -> None:
-        for stream in Stream:
-            self._marks.pop(_source(hello, stream), None)
+    def _forget(self, sources: list[bytes]) -> None:
+        for source in sources:
+            self._marks.pop(source, None)
+        try:
+            self._ring.forget(sources)
+        except StorageError:  # then the next start takes an orderly end for a death: a record too many, none too few
+            pass
 
 
 def _name(hello: Hello) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -26,6 +27,8 @@ from policy.uci import Section
 
 REFRESH_S: Final = 3600.0
 """Between two looks at which downloads are due; each list says how often it wants to be fetched."""
+MAX_REPORT: Final = 1 << 20
+"""Characters of a compiler's report that are read: sixty lists with all their examples have 190,000."""
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _RECORD: Final = "record "
 """The compiler's child prints what must go on the maintenance log behind this word, one JSON array a line."""
@@ -56,7 +59,7 @@ class Keeper:
 
     def __init__(self, config: Config, path: str) -> None:
         self._path = path
-        self._child: subprocess.Popen[str] | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._again = False
         self._due_s = 0.0
         self._trouble = ""
@@ -80,11 +83,13 @@ class Keeper:
         if self._child is not None:
             self._again = True
             return
+        # A file, not a pipe: a report on large lists is larger than a pipe holds, and nobody reads while it runs.
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # `poll` reads and closes it
         self._child = subprocess.Popen(
             [sys.executable, "-I", _ROOT, "compile", "--config", self._path],
-            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
             stderr=subprocess.STDOUT,
-            text=True,
         )
 
     def poll(self, at_ms: int) -> list[Maintenance]:
@@ -95,9 +100,10 @@ class Keeper:
             return []
         if self._child.poll() is None:
             return []
-        said, _ = self._child.communicate()
         status, self._child = self._child.returncode, None
-        lines = said.splitlines()
+        self._said.seek(0)
+        lines = self._said.read(MAX_REPORT).splitlines()
+        self._said.close()
         records = [Maintenance(*json.loads(line.removeprefix(_RECORD))) for line in lines if line.startswith(_RECORD)]
         told = [line for line in lines if not line.startswith(_RECORD)]
         self.report = "\n".join(told)
@@ -127,7 +133,7 @@ class Keeper:
 def compile_now(config: Config) -> int:
     """The role `compile`: fetch what is due, lists to image, report to standard output. Returns the exit status."""
     os.nice(10)  # packets and questions go first
-    policy = load_policy(config.policy)
+    policy = load_policy(sections(config))
     at_ms, now_s = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000, time.time()
     records: list[Maintenance] = []
     if any(item.url for item in policy.lists) or any(bundle.url for bundle in policy.bundles):

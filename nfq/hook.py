@@ -130,10 +130,9 @@ class Hook:
             if closed:
                 return Decision(Verdict.BLOCK, reason or Reason.FAIL_CLOSED)
             return Decision(Verdict.ALLOW, reason or Reason.FAIL_OPEN)
-        decision = ALLOWED
-        if sight.seen == Seen.HTTP:
+        if sight.seen == Seen.HTTP and sight.name:
             decision = decider.decide_url(sight.name, sight.path.encode(), group, now.wall_s)
-        elif sight.name:
+        else:  # without a name too: a window may close everything at this hour
             decision = decider.decide(sight.name, group, now.wall_s)
         if decision is ALLOWED or (decision.verdict == Verdict.ALLOW and decision.reason == Reason.DEFAULT):
             by_address = decider.decide_address(packet.dst, group, now.wall_s)

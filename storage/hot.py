@@ -26,6 +26,11 @@ CREATE TABLE batch(seq INTEGER PRIMARY KEY, n INT NOT NULL, boot TEXT NOT NULL, 
 """
 _MARKS: Final = "CREATE TABLE mark(source BLOB PRIMARY KEY, seq INT NOT NULL) WITHOUT ROWID"
 _INSERT: Final = "INSERT INTO batch VALUES(?,?,?,?,?,?,?,?,?,?)"
+_NEXT: Final = """
+SELECT seq, n, boot, mono, wall, synced, t0, t1, chain, data FROM batch WHERE seq > ? ORDER BY seq LIMIT 1
+"""
+_DAMAGE: Final = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What reading a damaged file raises; the second when SQLite's own message quotes damaged text."""
 _MARK: Final = "INSERT OR REPLACE INTO mark VALUES(?,?)"
 
 
@@ -97,7 +102,7 @@ class Segment:
                 raise StorageError(f"{path}: format {meta['format']}, expected {FORMAT}; it is of another release")
             last = self._db.execute("SELECT seq + n, chain FROM batch ORDER BY seq DESC LIMIT 1").fetchone()
             self.next_seq, self.head = (int(last[0]), bytes(last[1])) if last else (self.first_seq, self.before)
-        except sqlite3.DatabaseError as error:
+        except _DAMAGE as error:
             raise _translated(path, error) from None
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"{path}: no segment: {error}") from None
@@ -137,7 +142,7 @@ class Segment:
         """Source -> sequence number of the last frame of it that is kept here."""
         try:
             return dict(self._db.execute("SELECT source, seq FROM mark"))
-        except sqlite3.DatabaseError as error:
+        except _DAMAGE as error:
             raise _translated(self.path, error) from None
 
     def forget_marks(self, sources: list[bytes]) -> None:
@@ -147,12 +152,20 @@ class Segment:
         except sqlite3.Error as error:
             raise _translated(self.path, error) from None
 
+    def last_sample(self) -> Sample | None:
+        """The clock reading of the last batch; None: there is no batch yet."""
+        try:
+            row = self._db.execute("SELECT boot, mono, wall, synced FROM batch ORDER BY seq DESC LIMIT 1").fetchone()
+        except _DAMAGE as error:
+            raise _translated(self.path, error) from None
+        return Sample(row[0], row[1], row[2], bool(row[3])) if row else None
+
     def samples(self) -> Iterator[Sample]:
         """The clock reading of each batch, in order."""
         try:
             for boot, mono, wall, synced in self._db.execute("SELECT boot, mono, wall, synced FROM batch ORDER BY seq"):
                 yield Sample(boot, mono, wall, bool(synced))
-        except sqlite3.DatabaseError as error:
+        except _DAMAGE as error:
             raise _translated(self.path, error) from None
 
     def batches(self) -> Iterator[Batch]:
@@ -160,8 +173,8 @@ class Segment:
         seq = -1
         while True:
             try:
-                row = self._db.execute("SELECT * FROM batch WHERE seq > ? ORDER BY seq LIMIT 1", (seq,)).fetchone()
-            except sqlite3.DatabaseError as error:
+                row = self._db.execute(_NEXT, (seq,)).fetchone()
+            except _DAMAGE as error:
                 raise _translated(self.path, error) from None
             if row is None:
                 return
@@ -184,9 +197,14 @@ class Segment:
             raise _translated(self.path, error) from None
 
 
-def _translated(path: str, error: sqlite3.Error) -> StorageError:
+def _translated(path: str, error: sqlite3.Error | UnicodeDecodeError) -> StorageError:
     """SQLite's error as ours: damage is CorruptError, the rest (full, read-only, I/O) StorageError."""
     name = getattr(error, "sqlite_errorname", "")
-    if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB") or "no such table" in str(error) or "no such column" in str(error):
+    if (
+        isinstance(error, UnicodeDecodeError)
+        or name in ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+        or "no such table" in str(error)
+        or "no such column" in str(error)
+    ):
         return CorruptError(f"{path}: {error}")
     return StorageError(f"{path}: {error}")

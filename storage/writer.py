@@ -94,8 +94,16 @@ class Ring:
         return self._segment.marks()
 
     def forget(self, sources: list[bytes]) -> None:
-        """Sources that will never send again."""
+        """Sources that will never send again. Raises: StorageError."""
+        for source in sources:
+            self._new_marks.pop(source, None)
         self._segment.forget_marks(sources)
+
+    @property
+    def last_commit_ms(self) -> int:
+        """Time since boot of the last commit that is on flash; 0: there is none of this boot."""
+        last = self._segment.last_sample()
+        return last.boottime_ms if last is not None and last.boot == self._clock.boot_id else 0
 
     def add(self, events: Sequence[Event], source: bytes = b"", seq: int = 0) -> None:
         """Take records; `source` and `seq` name the frame they came in, if they came in one."""

@@ -40,6 +40,12 @@ class FakeRing:
     def marks(self) -> dict[bytes, int]:
         return self.kept
 
+    def forget(self, sources: list[bytes]) -> None:
+        for source in sources:
+            self.kept.pop(source, None)
+
+    last_commit_ms = 5_000
+
 
 class Desk:
     """An intake, its ring, and what it has learned."""
@@ -116,6 +122,27 @@ def test_a_worker_that_says_goodbye_leaves_no_gap() -> None:
     desk.greet(connection=4, incarnation=b"abcdefgh", now_ms=20)
     assert desk.actions() == [("start", "dns/0"), ("stop", "dns/0"), ("start", "dns/0")]
     assert not [event for event in desk.ring.events if isinstance(event, Gap)]
+
+
+def test_a_worker_that_died_while_no_agent_was_there_leaves_a_gap_since_the_last_commit() -> None:
+    first = Desk()
+    first.greet()
+    first.intake.receive(3, frame(1, LOOKUP), 10)
+    second = Desk(first.ring)
+    second.greet(connection=5, incarnation=b"abcdefgh", now_ms=9_000)
+    (gap,) = [event for event in second.ring.events if isinstance(event, Gap)]
+    assert (gap.source, gap.from_ms, gap.to_ms) == ("dns/0", 5_000, 9_000)
+    assert first.ring.kept == {}
+
+
+def test_a_worker_that_said_goodbye_to_the_last_agent_leaves_none() -> None:
+    first = Desk()
+    first.greet()
+    first.intake.receive(3, frame(1, LOOKUP), 10)
+    first.intake.receive(3, bye_frame(), 11)
+    second = Desk(first.ring)
+    second.greet(connection=5, incarnation=b"abcdefgh", now_ms=9_000)
+    assert not [event for event in second.ring.events if isinstance(event, Gap)]
 
 
 def test_the_mac_seen_by_the_packet_hook_is_given_to_look_ups_of_the_same_client() -> None:

@@ -159,6 +159,47 @@ def test_a_mistake_in_the_configuration_is_told_and_changes_nothing(lab: Lab) ->
     assert "status: NXDOMAIN" in lab.run("pupil1", "dig www.casino.example").stdout
 
 
+def test_a_teacher_opens_a_name_until_a_time_and_it_is_on_record(lab: Lab) -> None:
+    def is_open() -> bool:
+        return lab.run("pupil1", "dig +short www.adult.example").stdout.strip() == "198.51.100.21"
+
+    def wait_until(wanted: bool) -> None:
+        deadline = time.monotonic() + 5
+        while is_open() is not wanted:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    assert not is_open()
+    opened = lab.gatehouse("override", "open", "adult.example", "--group", "pupils", "--for", "45m")
+    assert opened.returncode == 0, opened.stderr
+    wait_until(True)
+    assert "allow domain:adult.example for pupils" in lab.gatehouse("override", "list").stdout
+    assert "override:1" in lab.gatehouse("explain", "www.adult.example", "--client", "10.20.0.11").stdout
+    assert lab.gatehouse("override", "close", "1").returncode == 0
+    wait_until(False)
+    code = lab.gatehouse("override", "code", "adult.example", "--for", "10m").stdout.split()[-1]
+    wrong = lab.gatehouse("override", "redeem", "AAAAAAAA")
+    assert (wrong.returncode, "wrong code" in wrong.stderr) == (2, True)
+    assert lab.gatehouse("override", "redeem", code).returncode == 0
+    wait_until(True)
+    assert lab.gatehouse("override", "close", "2").returncode == 0
+    wait_until(False)
+    actions = [row["action"] for row in wait_for(lab, 1, "--since", "1m", "--kind", "maintenance")]
+    for action in ("override-open", "override-close", "override-code", "override-redeem"):
+        assert action in actions
+
+
+def test_explain_names_the_list_and_the_line(lab: Lab) -> None:
+    said = lab.gatehouse("explain", "www.casino.example", "--client", "10.20.0.11").stdout
+    assert "gambling:1" in said
+    assert "block" in said
+    assert "exceptions:1" in lab.gatehouse("explain", "help.casino.example", "--client", "10.20.0.11").stdout
+
+
+def test_the_chain_of_the_running_ring_is_whole(lab: Lab) -> None:
+    assert "all as they were written" in lab.gatehouse("verify").stdout
+
+
 def test_status_says_what_runs(lab: Lab) -> None:
     status = lab.status()
     assert status["state"] == "protecting"

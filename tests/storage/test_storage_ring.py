@@ -249,7 +249,7 @@ def test_a_segment_that_is_taken_away_or_swapped_is_found_out(tmp_path: Path) ->
         verify(str(tmp_path))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(at=st.integers(0, 1 << 30), flip=st.integers(1, 255))
 def test_any_changed_octet_is_found_out_or_harmless_and_harms_no_neighbour(
     tmp_path_factory: pytest.TempPathFactory, at: int, flip: int

@@ -1,0 +1,133 @@
+"""The packet hook's core: one record per flow, the first verdict wins, and nothing a peer sends stops it."""
+
+import struct
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq.hook import Hook, Mark, Now
+from nfq.packet import ACK, PSH, RST, SYN
+from policy.event import Blind, Flow, Seen
+from policy.verdict import ALLOWED, FOREVER, Decision, Reason, Treatment, Verdict
+from tests.nfq.test_nfq_parsers import HELLO, REQUEST
+
+MAC = b"\2\0\0\0\0\1"
+BLOCKED = Decision(Verdict.BLOCK, Reason.CATEGORY, "list:ads")
+
+
+class Rules:
+    """Blocks what it is told to, by name and by address."""
+
+    def __init__(self, *names: bytes, addresses: tuple[bytes, ...] = (), fail: str = "open") -> None:
+        self.generation = 1
+        self.names, self.addresses, self.fail = names, addresses, fail
+
+    def group_of(self, client: bytes, mac: bytes = b"") -> int:
+        return 0
+
+    def decide(self, name: bytes, group: int, now_s: float | None) -> Decision:
+        return BLOCKED if name in self.names else ALLOWED
+
+    def decide_url(self, host: bytes, path: bytes, group: int, now_s: float | None) -> Decision:
+        return BLOCKED if host + path in self.names else self.decide(host, group, now_s)
+
+    def decide_address(self, address: bytes, group: int, now_s: float | None) -> Decision:
+        return BLOCKED._replace(reason=Reason.ADDRESS) if address in self.addresses else ALLOWED
+
+    def valid_until(self, group: int, now_s: float | None) -> float:
+        return FOREVER
+
+    def treatment(self, group: int) -> Treatment:
+        return Treatment("home", fail=self.fail)
+
+
+def segment(payload: bytes, seq: int = 1, flags: int = PSH | ACK, sport: int = 40000) -> bytes:
+    tcp = struct.pack("!HHIIBBHHH", sport, 443, seq, 9, 5 << 4, flags, 0, 0, 0) + payload
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0)
+    return head + bytes((10, 0, 0, 2, 192, 0, 2, 1)) + tcp
+
+
+def at(seconds: float) -> Now:
+    return Now(seconds, int(seconds * 1000), 1_800_000_000 + seconds)
+
+
+class Desk:
+    def __init__(self, *names: bytes, **options: object) -> None:
+        self.records: list[Flow] = []
+        self.hook = Hook(Rules(*names, **options), self.records.append)  # type: ignore[arg-type]
+
+    def receive(self, data: bytes, seconds: float = 0.0) -> Mark:
+        return self.hook.receive(data, MAC, at(seconds))
+
+
+def test_a_blocked_name_is_marked_recorded_once_and_its_server_is_reset() -> None:
+    desk = Desk(b"www.example.org")
+    assert desk.receive(segment(HELLO)) == Mark.BLOCK
+    assert desk.receive(segment(HELLO)) == Mark.BLOCK  # retransmitted before the mark was in the kernel
+    (record,) = desk.records
+    assert (record.name, record.seen, record.verdict, record.rule) == ("www.example.org", Seen.TLS, 1, "list:ads")
+    assert (record.client, record.mac, record.dport, record.group) == (b"\x0a\0\0\2", MAC, 443, "home")
+    assert len(desk.hook.resets) == 1
+
+
+def test_the_first_verdict_wins_whatever_comes_behind_it() -> None:
+    desk = Desk()
+    assert desk.receive(segment(HELLO)) == Mark.ALLOW
+    desk.hook.reload(Rules(b"www.example.org"))
+    assert desk.receive(segment(HELLO, seq=5000)) == Mark.ALLOW
+    assert len(desk.records) == 1
+
+
+def test_the_same_ports_again_are_a_new_flow() -> None:
+    desk = Desk(b"www.example.org")
+    desk.receive(segment(HELLO))
+    assert desk.receive(segment(b"", flags=SYN)) == Mark.UNDECIDED
+    desk.hook.reload(Rules())
+    assert desk.receive(segment(HELLO)) == Mark.ALLOW
+    assert [record.verdict for record in desk.records] == [1, 0]
+
+
+def test_a_request_is_decided_by_its_path_and_recorded_without_its_query() -> None:
+    desk = Desk(b"www.example.org/a/b")
+    assert desk.receive(segment(REQUEST)) == Mark.BLOCK
+    (record,) = desk.records
+    assert (record.method, record.name, record.path) == ("GET", "www.example.org", "/a/b")
+
+
+def test_an_address_is_decided_where_the_name_says_nothing() -> None:
+    desk = Desk(addresses=(bytes((192, 0, 2, 1)),))
+    assert desk.receive(segment(HELLO)) == Mark.BLOCK
+    assert desk.records[0].reason == Reason.ADDRESS
+
+
+def test_a_flow_that_falls_silent_is_on_record_as_cut() -> None:
+    desk = Desk()
+    assert desk.receive(segment(HELLO[:50])) == Mark.UNDECIDED
+    desk.hook.handle_timer(at(60))
+    (record,) = desk.records
+    assert (record.name, record.blind) == ("", Blind.TRUNCATED)
+
+
+def test_a_flow_in_crumbs_is_decided_by_the_groups_failure_rule() -> None:
+    for fail, mark in (("open", Mark.ALLOW), ("closed", Mark.BLOCK)):
+        desk = Desk(fail=fail)
+        marks = [desk.receive(segment(HELLO[n : n + 1], seq=1 + n)) for n in range(12)]
+        assert marks == [Mark.UNDECIDED] * 11 + [mark]
+        assert desk.records[0].blind == Blind.OVERLOAD
+
+
+def test_neither_an_empty_nor_a_reset_segment_says_anything() -> None:
+    desk = Desk()
+    assert desk.receive(segment(b"", flags=ACK)) == Mark.UNDECIDED
+    assert desk.receive(segment(b"", flags=RST)) == Mark.UNDECIDED
+    assert desk.records == []
+
+
+@given(st.lists(st.tuples(st.binary(max_size=60), st.integers(0, 2**32 - 1), st.integers(0, 255)), max_size=20))
+def test_nothing_a_peer_sends_raises_and_a_flow_has_at_most_one_record(parts: list[tuple[bytes, int, int]]) -> None:
+    desk = Desk(b"www.example.org")
+    for number, (payload, seq, flags) in enumerate(parts):
+        desk.receive(segment(payload, seq, flags & ~SYN), number * 0.01)
+        desk.hook.receive(payload, b"", at(number * 0.01))
+    desk.hook.handle_timer(at(100))
+    assert len([record for record in desk.records if record.sport == 40000]) <= 1
