@@ -57,7 +57,7 @@ STALE_TTL_S: Final = 30
 MAX_STRANGERS: Final = 8
 """Replies with our id but another question: somebody is guessing, so ask again where guessing does not help."""
 MAX_CLIENTS: Final = 4096
-MAX_KNOWN: Final = 16384
+MAX_KNOWN: Final = 65536
 """Questions remembered to tell the second time from the first; 80 octets each."""
 LOCAL_TTL_S: Final = 3600
 """Of what the RFCs fix: localhost, `.onion`, RFC 8482."""

@@ -163,6 +163,8 @@ class _Loop:
         """Until the end, or until the settings change."""
         gc.collect()
         gc.freeze()  # what lives now lives on: never look at it again
+        # We make no cycles; a full collection in the midst of a burst would be a millisecond that somebody waits.
+        gc.set_threshold(100_000, 50, 100)
         while True:
             self._turn(self._timeout())
             commands = self._link.pump(time.monotonic())
