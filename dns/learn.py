@@ -30,20 +30,21 @@ def learn(
     header: Header,
     records: list[Record],
     behind: int,
+    rcode: int,
     now_s: int,
     *,
     is_signed: bool = False,
     min_ttl_s: int = 0,
     max_ttl_s: int = 86400,
 ) -> Entry:
-    """The entry for a reply whose question, which ends at `end`, has been checked; `read_records` gave its records.
+    """The entry for a reply whose question, which ends at `end`, has been checked; `read_records` gave its records and
+    where they end, `full_rcode` its RCODE.
 
     Kept is what the client needs: answers, with `is_signed` (it asked for DNSSEC) also the proofs in the authority
     section, and that section where there are no answers. What is additional nobody needs, and a filter would have to
     look after it; the upstream's own OPT record goes with it (RFC 6891 6.1.1: never cached).
     Raises: WireError if the reply is malformed.
     """
-    rcode = full_rcode(header, records)
     ttl = _lifetime(data, end - 4, records, rcode)
     if rcode == Rcode.NOERROR and header.answers:
         ttl = max(ttl, min_ttl_s)

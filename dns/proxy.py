@@ -470,6 +470,7 @@ class Proxy:
                 header,
                 records,
                 behind,
+                rcode,
                 int(now),
                 is_signed=bool(flight.flags & 1),
                 min_ttl_s=settings.min_ttl_s,

@@ -238,10 +238,10 @@ def read_records(data: bytes, at: int, header: Header) -> tuple[list[Record], in
                 rtype, rclass, ttl, length = unpack(data, at)
                 append(Record(section, start, rtype, rclass, ttl, at + 10, length))
                 at += 10 + length
-                if at > len(data):
-                    raise WireError(f"record at {start}: {length} octets of data run out of the message")
     except (IndexError, error):
         raise WireError(f"record at {start}: cut") from None
+    if at > len(data):  # of the others the next one would have been cut
+        raise WireError(f"record at {start}: its data run out of the message")
     return records, at
 
 

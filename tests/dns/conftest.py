@@ -135,7 +135,7 @@ class Served:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the worker ended: {(directory / 'stderr').read_text()}")
             try:
-                socket.create_connection((settings.get("listen", ["127.0.0.1"])[0], self.port), 0.2).close()
+                socket.create_connection((settings.get("listen", ["127.0.0.1"])[-1], self.port), 0.2).close()
                 return
             except OSError:
                 assert time.monotonic() < deadline, "the worker does not listen"

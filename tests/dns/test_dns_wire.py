@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from questions import query, record, reply, wire_name
 
 from dns import screen, wire
-from dns.learn import learn
+from dns.learn import full_rcode, learn
 from dns.wire import WireError, present, read_header, read_name, read_query, read_question, read_records, to_wire
 
 QUERIES = [
@@ -36,7 +36,7 @@ def parse_all(data):
     name, _, _, end = read_question(data)
     records, behind = read_records(data, end, header)
     screen.look(data, records)
-    learn(data, name, end, header, records, behind, 0)
+    learn(data, name, end, header, records, behind, full_rcode(header, records), 0)
 
 
 def parses(data):
@@ -76,7 +76,7 @@ def test_a_query_is_read_whole_but_not_cut_and_not_with_a_tail(data):
 @pytest.mark.parametrize("data", REPLIES)
 def test_a_reply_is_read_whole_but_not_cut(data):
     name, _, _, end = read_question(data)
-    learn(data, name, end, read_header(data), *read_records(data, end, read_header(data)), 0)
+    learn(data, name, end, read_header(data), *read_records(data, end, read_header(data)), 0, 0)
     for length in range(len(data)):
         assert not parses(data[:length])
 

@@ -13,7 +13,7 @@ import sys
 import time
 
 from dns import screen
-from dns.learn import learn
+from dns.learn import full_rcode, learn
 from dns.pending import MAX_FLIGHTS
 from dns.proxy import Peer, Proxy
 from dns.rewrite import Alias, reassemble
@@ -144,7 +144,7 @@ def read_all(data):
     try:
         screen.look(data, records)
     finally:
-        learn(data, asked, end, header, records, behind, 0, is_signed=bool(len(data) & 1))
+        learn(data, asked, end, header, records, behind, full_rcode(header, records), 0, is_signed=bool(len(data) & 1))
     kept = [r for r in records if r.section < 2]
     reassemble(data, kept, asked, strip_ech=True, alias=Alias(asked, b"\4safe\0", 30), ttl=30)
 
