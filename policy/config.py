@@ -189,7 +189,7 @@ class DnsConfig(NamedTuple):
     """Serve what is so much out of date when no upstream answers (RFC 8767); 0: never."""
     cache_bytes: int = 16 << 20
     """Per worker: answers as the upstreams gave them."""
-    hot_bytes: int = 20 << 20
+    hot_bytes: int = 16 << 20
     """Per worker: answers ready to send."""
     rate: int = 300
     """Queries per second and client, four seconds' worth at once; 0: no limit."""
