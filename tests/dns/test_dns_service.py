@@ -3,9 +3,10 @@
 import re
 import socket
 import time
+from pathlib import Path
 
 import pytest
-from conftest import exchange
+from conftest import exchange, free_port
 from policy_of_test import DictDecider
 from questions import answers, query, read
 from serve import FileLink
@@ -233,3 +234,18 @@ def test_a_busy_port_ends_with_a_sentence(serve, tmp_path):
     settings = DnsConfig(listen=("127.0.0.1",), port=served.port)
     with pytest.raises(ConfigError, match=r"dns\.listen: cannot listen on any of 127\.0\.0\.1"):
         run(settings, DictDecider, FileLink(tmp_path / "events", tmp_path / "commands"))
+
+
+def test_two_workers_share_a_port(serve):
+    port = free_port()
+    both = [serve(port=port, workers=2) for _ in range(2)]
+    deadline = time.monotonic() + 10
+    while Path("/proc/net/udp").read_text().count(f":{port:04X} ") < 2:
+        assert time.monotonic() < deadline, "the second worker does not listen"
+        time.sleep(0.02)
+    for n in range(200):
+        # Each from a port of its own: the kernel spreads them by address and port.
+        assert answers(exchange(query("www.example.org", number=n), port))[1]
+    counts = [len(served.rows(kind="Dns")) for served in both]
+    assert sum(counts) == 200
+    assert min(counts) > 30
