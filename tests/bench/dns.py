@@ -179,6 +179,9 @@ def measure(contenders: list[peers.Contender], load: Load, rounds: int, seconds:
                 missed[contender.name].append(saturate(load, contender, 2, "miss"))
                 print(f"round {turn}: {contender.name}: misses {missed[contender.name][-1]}", flush=True)
     rows = table(busy, p99, missed, rss)
+    rows.append(
+        row("RSS after everything, names without end included", "MB", {c.name: c.rss_mb() for c in contenders}, [])
+    )
     for contender in contenders:
         if isinstance(contender, peers.Ours):
             rows.append(complete(contender, load.sent[contender.name]))
