@@ -31,6 +31,8 @@ SELECT seq, n, boot, mono, wall, synced, t0, t1, chain, data FROM batch WHERE se
 """
 _DAMAGE: Final = (sqlite3.DatabaseError, UnicodeDecodeError)
 """What reading a damaged file raises; the second when SQLite's own message quotes damaged text."""
+_MAX_MS: Final = 1 << 47
+"""4,400 years of milliseconds: what is beyond it was never written, and a calendar could not show it."""
 _MARK: Final = "INSERT OR REPLACE INTO mark VALUES(?,?)"
 
 
@@ -141,9 +143,11 @@ class Segment:
     def marks(self) -> dict[bytes, int]:
         """Source -> sequence number of the last frame of it that is kept here."""
         try:
-            return dict(self._db.execute("SELECT source, seq FROM mark"))
+            found = dict(self._db.execute("SELECT source, seq FROM mark"))
         except _DAMAGE as error:
             raise _translated(self.path, error) from None
+        # A mark that makes no sense is no mark: its source will send again what is there already, once.
+        return {source: seq for source, seq in found.items() if isinstance(source, bytes) and isinstance(seq, int)}
 
     def forget_marks(self, sources: list[bytes]) -> None:
         """Sources that will never send again."""
@@ -158,13 +162,13 @@ class Segment:
             row = self._db.execute("SELECT boot, mono, wall, synced FROM batch ORDER BY seq DESC LIMIT 1").fetchone()
         except _DAMAGE as error:
             raise _translated(self.path, error) from None
-        return Sample(row[0], row[1], row[2], bool(row[3])) if row else None
+        return self._sample(row) if row else None
 
     def samples(self) -> Iterator[Sample]:
         """The clock reading of each batch, in order."""
         try:
-            for boot, mono, wall, synced in self._db.execute("SELECT boot, mono, wall, synced FROM batch ORDER BY seq"):
-                yield Sample(boot, mono, wall, bool(synced))
+            for row in self._db.execute("SELECT boot, mono, wall, synced FROM batch ORDER BY seq"):
+                yield self._sample(row)
         except _DAMAGE as error:
             raise _translated(self.path, error) from None
 
@@ -178,13 +182,23 @@ class Segment:
                 raise _translated(self.path, error) from None
             if row is None:
                 return
+            before = seq
             seq, count, boot, mono, wall, synced, t0, t1, linked, data = row
-            try:
-                yield Batch(
-                    int(seq), int(count), Sample(boot, mono, wall, bool(synced)), t0, t1, bytes(linked), bytes(data)
-                )
-            except (TypeError, ValueError):
-                raise CorruptError(f"{self.path}: batch {seq}: a column is not what it was written as") from None
+            if [type(item) for item in (seq, count, t0, t1, linked, data)] != [int] * 4 + [bytes] * 2:
+                raise CorruptError(f"{self.path}: batch {seq}: a column is not what it was written as")
+            # Not behind the one before it: a damaged tree would be walked in a circle for ever.
+            if not (before < seq < 1 << 63 and 0 < count < 1 << 31 and 0 <= t0 <= t1 < _MAX_MS):
+                raise CorruptError(f"{self.path}: batch {seq}: a column is out of range")
+            yield Batch(seq, count, self._sample((boot, mono, wall, synced)), t0, t1, linked, data)
+
+    def _sample(self, row: tuple[object, ...]) -> Sample:
+        """SQLite looks at no type when it reads: a damaged row may hold anything anywhere."""
+        boot, mono, wall, synced = row
+        if not (isinstance(boot, str) and isinstance(mono, int) and isinstance(wall, int) and isinstance(synced, int)):
+            raise CorruptError(f"{self.path}: a clock reading is not what it was written as")
+        if not (0 <= mono < _MAX_MS and -_MAX_MS < wall < _MAX_MS):
+            raise CorruptError(f"{self.path}: a clock reading is out of range")
+        return Sample(boot, mono, wall, bool(synced))
 
     def close(self, *, is_final: bool = False) -> None:
         """`is_final`: nothing will be appended any more; the file becomes one plain, immutable file."""
