@@ -5,6 +5,7 @@ Idempotent: applying twice is applying once; other people's rules are not touche
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from typing import Final, Protocol
 
@@ -12,7 +13,7 @@ from nfq import rules
 from policy.errors import ConfigError
 
 TIMEOUT_S: Final = 10
-_FAMILIES: Final = ((4, "iptables", rules.LEASE4, "0.0.0.0"), (6, "ip6tables", rules.LEASE6, "::"))
+_FAMILIES: Final = ((4, "iptables"), (6, "ip6tables"))
 # Behind six rejects to one client the kernel falls silent (icmp_ratelimit), and a browser waits a second instead of
 # falling back at once: take destination-unreachable out of the limited types.
 _RATE_MASKS: Final = (
@@ -126,14 +127,14 @@ class Iptables:
         self._plan = plan
 
     def apply(self) -> None:
-        for family, tool, _, _ in _FAMILIES:
+        for family, tool in _FAMILIES:
             _run([f"{tool}-restore", "--noflush", "--wait", "5"], rules.iptables(self._plan, family))
             for table, chain, ours in rules.JUMPS:
                 if not _is_there(tool, table, chain, ours):
                     _run([tool, "-w", "5", "-t", table, "-I", chain, "1", "-j", ours])
 
     def remove(self) -> None:
-        for _, tool, _, _ in _FAMILIES:
+        for _, tool in _FAMILIES:
             for table, chain, ours in rules.JUMPS:
                 while _is_there(tool, table, chain, ours):
                     _run([tool, "-w", "5", "-t", table, "-D", chain, "-j", ours])
@@ -142,7 +143,7 @@ class Iptables:
                     _try([tool, "-w", "5", "-t", table, order, chain])
 
     def is_present(self) -> bool:
-        for _, tool, _, _ in _FAMILIES:
+        for _, tool in _FAMILIES:
             if not all(_is_there(tool, table, chain, ours) for table, chain, ours in rules.JUMPS):
                 return False
             saved = _run([f"{tool}-save"])
@@ -151,11 +152,11 @@ class Iptables:
         return True
 
     def renew_lease(self) -> None:
-        for _, _, name, zero in _FAMILIES:
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             try:
-                with open(f"/proc/net/xt_recent/{name}", "w", encoding="ascii") as file:
-                    file.write(f"+{zero}\n")
-            except OSError:  # the rules are not there (yet): is_present tells
+                with socket.socket(family, socket.SOCK_DGRAM) as link:
+                    link.sendto(b"gatehouse lives", (address, rules.LEASE_PORT))
+            except OSError:  # EPERM says that our rule has taken it; anything else, that this family is not here
                 pass
 
 

@@ -19,6 +19,9 @@ SMALLEST: Final = 120
 """Octets of an IP packet that can be the first half of a hello; the last part of a write carries PSH and any length."""
 LEASE_S: Final = 5
 """The agent renews the lease every second and is back within two when it dies."""
+LEASE_PORT: Final = 9
+"""A datagram of this machine's to its own discard port (RFC 863) renews the lease of the iptables back-end. Writing to
+/proc/net/xt_recent would too, but that file belongs to the first user namespace's root."""
 LEASE4: Final = "gatehouse4"
 LEASE6: Final = "gatehouse6"
 
@@ -44,6 +47,7 @@ CHAINS: Final = (
     ("nat", "GH-DNS"),
     ("mangle", "GH-QUEUE"),
     ("mangle", "GH-FIRST"),
+    ("mangle", "GH-LEASE"),
     ("filter", "GH-VERDICT"),
     ("filter", "GH-BLOCKED"),
 )
@@ -51,6 +55,7 @@ CHAINS: Final = (
 JUMPS: Final = (
     ("nat", "PREROUTING", "GH-DNS"),
     ("mangle", "FORWARD", "GH-QUEUE"),
+    ("mangle", "OUTPUT", "GH-LEASE"),
     ("filter", "FORWARD", "GH-VERDICT"),
 )
 """iptables: (table, built-in chain, our chain); each jump stands first in its chain."""
@@ -66,9 +71,10 @@ def iptables(plan: Plan, family: int) -> str:
     if not plan.closed:
         queue += " --queue-bypass"
     lease = ""
+    name, zero = (LEASE4, "0.0.0.0") if family == 4 else (LEASE6, "::")
+    recent = f"-m recent --name {name} --rsource --mask {zero}"
     if not plan.closed:
-        name, zero = (LEASE4, "0.0.0.0") if family == 4 else (LEASE6, "::")
-        lease = f"-m recent --name {name} --rsource --mask {zero} --rcheck --seconds {LEASE_S} "
+        lease = f"{recent} --rcheck --seconds {LEASE_S} "
     unreachable = "icmp-port-unreachable" if family == 4 else "icmp6-port-unreachable"
     save = f"-j CONNMARK --save-mark --nfmask {mask} --ctmask {mask}"
     lines = ["*nat", ":GH-DNS - [0:0]"]
@@ -82,6 +88,9 @@ def iptables(plan: Plan, family: int) -> str:
     lines += (
         [] if not plan.queues else [f"-A GH-QUEUE -i {lan} -m connmark --mark 0/{mask} -j GH-FIRST" for lan in plan.lan]
     )
+    lines.append(":GH-LEASE - [0:0]")
+    if not plan.closed:
+        lines.append(f"-A GH-LEASE -o lo -p udp --dport {LEASE_PORT} {recent} --set -j DROP")
     lines += [
         f"-A GH-FIRST -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN",
         "-A GH-FIRST -m conntrack --ctdir REPLY -j RETURN",
