@@ -89,9 +89,10 @@ def saturate(load: Load, contender: peers.Contender, seconds: int, file: str = "
 def latency(load: Load, contender: peers.Contender, seconds: int) -> float:
     """Milliseconds that 99 of 100 queries stay below, at RATE a second."""
     outputs = load.run(contender, "mix", "-l", str(seconds), "-Q", str(RATE // 2), "-v")
-    times = [
-        float(line.rsplit(None, 1)[1]) for output in outputs for line in output.splitlines() if line.startswith("> ")
-    ]
+    times = []
+    for line in "\n".join(outputs).splitlines():
+        if line.startswith("> ") and not line.startswith("> T "):  # T: no answer; `lost` counts those
+            times.append(float(line.rsplit(None, 1)[1]))
     times.sort()
     return times[int(len(times) * 0.99)] * 1000
 
