@@ -198,7 +198,8 @@ class BatchDoor:
         lengths = self._in_sizes[:number].tolist()
         gets = map(hot.clients.get, who, repeat(hot.nothing))
         entries = [
-            get(data[a:b]) for get, a, b in zip(gets, self._keys_at, map(add, self._starts, lengths), strict=False)
+            get(hash(data[a:b]))
+            for get, a, b in zip(gets, self._keys_at, map(add, self._starts, lengths), strict=False)
         ]
         try:
             words = memoryview(b"".join(entries)).cast("L")  # type: ignore[arg-type]  # None among them: TypeError
@@ -231,7 +232,7 @@ class BatchDoor:
                 entry = hot.renew(who[i], key, entry, now)
             if entry is None:
                 # An earlier query of this batch may have brought it.
-                entry = hot.clients.get(who[i], hot.nothing)(key)
+                entry = hot.clients.get(who[i], hot.nothing)(hash(key))
             if entry is not None:
                 noted.append(i)
             else:
