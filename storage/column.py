@@ -1,0 +1,152 @@
+"""Columns of a sealed segment: lists of integers and of plain values as few octets, and back. Pure.
+
+Rule: any octets unpack to a column or raise CorruptError, within a bound of memory.
+"""
+
+from __future__ import annotations
+
+import lzma
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from itertools import pairwise
+from typing import Final
+
+import msgpack
+
+from policy.errors import CorruptError
+
+MAX_COLUMN: Final = 64 << 20
+"""Octets of an unpacked column. A damaged length must not fill the memory."""
+_DICTIONARY: Final = 512 << 10
+"""Octets that LZMA looks back: more gains under 1 % and costs the sealing child eleven times as much memory."""
+_DENSE: Final = 4
+"""Values per distinct value from which on a table and indexes are smaller than the values."""
+
+
+class Form(IntEnum):
+    """What the octets are, so that LZMA's contexts fit: literal context, literal position and position bits."""
+
+    TEXT = 0
+    BYTES = 1
+    WORDS = 2
+    LONGS = 3
+
+
+_BITS: Final = {Form.TEXT: (3, 0, 0), Form.BYTES: (1, 0, 0), Form.WORDS: (0, 1, 1), Form.LONGS: (0, 2, 2)}
+_FORMS: Final = {1: Form.BYTES, 2: Form.WORDS, 4: Form.LONGS}
+_CODES: Final = {1: "B", 2: "H", 4: "I"}
+
+
+def _filters(form: Form) -> list[dict[str, int]]:
+    lc, lp, pb = _BITS[form]
+    return [{"id": lzma.FILTER_LZMA1, "preset": 6, "dict_size": _DICTIONARY, "lc": lc, "lp": lp, "pb": pb}]
+
+
+def squeeze(data: bytes, form: Form) -> bytes:
+    """Raw LZMA1, one octet for the form before it."""
+    return bytes((form,)) + lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(form))
+
+
+def expand(data: bytes) -> bytes:
+    """What `squeeze` was given. Raises: CorruptError."""
+    try:
+        engine = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(Form(data[0])))
+        plain = engine.decompress(data[1:], MAX_COLUMN)
+    except (IndexError, ValueError, lzma.LZMAError, EOFError) as error:
+        raise CorruptError(f"column: {error}") from None
+    if not engine.eof or engine.unused_data:
+        raise CorruptError("column: cut, with a tail, or larger than any column")
+    return plain
+
+
+def pack_numbers(values: Sequence[int]) -> bytes:
+    """Numbers from 0 to 2^32 - 1, each as wide as the greatest."""
+    greatest = max(values, default=0)
+    width = 1 if greatest < 1 << 8 else 2 if greatest < 1 << 16 else 4
+    column = array(_CODES[width], values)
+    if sys.byteorder == "big":
+        column.byteswap()
+    return squeeze(column.tobytes(), _FORMS[width])
+
+
+def unpack_numbers(data: bytes) -> array[int]:
+    """What `pack_numbers` was given. Raises: CorruptError."""
+    plain = expand(data)
+    width = {form: width for width, form in _FORMS.items()}.get(Form(data[0]))
+    if width is None or len(plain) % width:
+        raise CorruptError("column: expected whole numbers")
+    column = array(_CODES[width])
+    column.frombytes(plain)
+    if sys.byteorder == "big":
+        column.byteswap()
+    return column
+
+
+def pack_plain(value: object) -> bytes:
+    """Any value that msgpack knows."""
+    return squeeze(msgpack.packb(value), Form.TEXT)
+
+
+def unpack_plain(data: bytes) -> object:
+    """What `pack_plain` was given, lists as tuples. Raises: CorruptError."""
+    return _plain(expand(data))
+
+
+def join(parts: Iterable[bytes]) -> bytes:
+    """Several packed columns as one piece."""
+    return bytes(msgpack.packb(list(parts)))
+
+
+def split(data: bytes, count: int) -> list[bytes]:
+    """What `join` was given, `count` columns; 0: as many as there are. Raises: CorruptError."""
+    parts = _plain(data)
+    if (
+        not isinstance(parts, tuple)
+        or (count and len(parts) != count)
+        or not all(type(part) is bytes for part in parts)
+    ):
+        raise CorruptError(f"block: expected {count} columns")
+    return list(parts)
+
+
+def pack_values(values: Sequence[object]) -> bytes:
+    """A column of one field: as a table and indexes where values come again, ascending times as differences."""
+    if values and all(type(value) is int for value in values):
+        numbers: list[int] = values  # type: ignore[assignment]  # just looked at each
+        steps = [numbers[0], *(after - before for before, after in pairwise(numbers))]
+        if all(0 <= step < 1 << 32 for step in steps[1:]) and len(set(numbers)) * _DENSE > len(numbers):
+            return join((b"d", pack_plain(numbers[0]), pack_numbers(steps[1:])))
+    table: dict[tuple[type, object], int] = {}
+    indexes = [table.setdefault((type(value), value), len(table)) for value in values]
+    if len(table) * _DENSE > len(values):
+        return join((b"v", pack_plain(list(values)), b""))
+    return join((b"t", pack_plain([value for _, value in table]), pack_numbers(indexes)))
+
+
+def unpack_values(data: bytes) -> list[object]:
+    """What `pack_values` was given. Raises: CorruptError."""
+    mode, first, second = split(data, 3)
+    plain = unpack_plain(first)
+    if mode == b"d" and isinstance(plain, int):
+        column: list[object] = [plain]
+        for step in unpack_numbers(second):
+            plain += step
+            column.append(plain)
+        return column
+    if not isinstance(plain, tuple):
+        raise CorruptError("column: expected a list")
+    if mode == b"v":
+        return list(plain)
+    try:
+        return [plain[index] for index in unpack_numbers(second)]
+    except IndexError:
+        raise CorruptError("column: an index beyond its table") from None
+
+
+def _plain(data: bytes) -> object:
+    try:
+        return msgpack.unpackb(data, use_list=False, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        raise CorruptError(f"column: {error}") from None

@@ -1,0 +1,278 @@
+"""What is sealed is what was committed, less what the format says is given up; and a change is named."""
+
+import os
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policy.errors import CorruptError, StorageError
+from policy.event import Dns, Event, Flow, Gap, Health, Maintenance, Nat, Registration, Session
+from storage.clock import Quality, Timeline
+from storage.column import expand, pack_numbers, pack_values, split, squeeze, unpack_numbers, unpack_values
+from storage.filter import Filter
+from storage.hot import path_of
+from storage.seal import seal
+from storage.sealed import Sealed, open_closed
+from storage.writer import DAY_MS, Found, Ring
+
+START_MS = 1_800_000_000_000
+CLIENTS = [bytes((10, 20, 0, last)) for last in range(1, 6)]
+
+
+class Now(NamedTuple):
+    boottime_ms: int
+    wall_ms: int
+    synced: bool
+
+
+class FakeClock:
+    def __init__(self, *, mono: int = 0, wall: int = START_MS, synced: bool = True) -> None:
+        self.boot_id, self.mono, self.wall, self.synced = "boot-1", mono, wall, synced
+
+    def read(self) -> Now:
+        return Now(self.mono, self.wall, self.synced)
+
+    def pass_ms(self, ms: int) -> None:
+        self.mono += ms
+        self.wall += ms
+
+
+def some_events(rng: random.Random, count: int, from_ms: int = 0) -> list[Event]:
+    """All kinds, in order of time, some look-ups twice in a second."""
+    events: list[Event] = []
+    at = from_ms
+    for _ in range(count):
+        at += rng.choice((0, 3, 500, 40_000, 400_000))
+        client, name = rng.choice(CLIENTS), rng.choice(("", "example.org", "a.example.org", "b-example.org", "x.y"))
+        mac, verdict = b"\2\0\0\0\0" + client[-1:], rng.choice((0, 0, 0, 0, 1, 2, 3))
+        kind = rng.randrange(12)
+        address = bytes((192, 0, 2, rng.randrange(9)))
+        if kind < 6:
+            qtype = rng.choice((1, 28, 65))
+            events.append(Dns(at, client, name, qtype, 0, verdict, 0, "r", "g", (address,), False, 7, mac, "s"))
+        elif kind < 9:
+            path = rng.choice(("", "/a", "/b?"))
+            flow = (address, rng.choice((80, 443)), 6, name, 1, 0, path, verdict, 0, "r", "g", 1, "GET", "s")
+            events.append(Flow(at, client, mac, rng.randrange(65536), *flow))
+        else:
+            events.append(
+                rng.choice(
+                    (
+                        Session(at, "s", "anna", b"\0\xff", "12", mac, (client,), at, 0, "", "portal"),
+                        Maintenance(at, "agent", "config", "x", "", "new", "ok"),
+                        Registration(at, "anna", b"\0\1", b"i", 1, 2),
+                        Nat(at, client, address, 1, 2, 6, 0),
+                        Health(at, (("queries", 5), ("blind", 0))),
+                        Gap(at, "dns/0", -1, 1, 2, "crash"),
+                    )
+                )
+            )
+    return events
+
+
+def closed_ring(directory: Path, events: Sequence[Event], batch: int = 40) -> Path:
+    """A ring whose first segment holds `events` and is closed."""
+    clock = FakeClock()
+    ring = Ring(str(directory), clock)
+    for at in range(0, len(events), batch):
+        ring.add(events[at : at + batch])
+        ring.commit()
+    clock.pass_ms(DAY_MS)
+    ring.tick(clock.read())
+    ring.close()
+    return Path(path_of(str(directory), 1))
+
+
+def seal_in_place(path: Path) -> None:
+    seal(str(path), 1, f"{path}.x.tmp")
+    os.replace(f"{path}.x.tmp", path)
+
+
+def found_in(directory: Path, wanted: Filter | None = None) -> list[Found]:
+    wanted = wanted or Filter()
+    segment = open_closed(path_of(str(directory), 1), 1)
+    if isinstance(segment, Sealed):
+        timeline = Timeline()
+        for sample in segment.samples():
+            timeline.add(sample)
+        walls = [timeline.wall(0, epoch) for epoch in segment.epochs]
+        selected = [found for found in segment.select(wanted, [wall for wall, _ in walls]) if found is not None]
+        segment.close()
+        return [Found(1, f.seq, f.wall_ms, walls[f.epoch][1], f.event, walls[f.epoch][0]) for f in selected]
+    segment.close()
+    ring = Ring(str(directory), FakeClock(mono=DAY_MS, wall=START_MS + DAY_MS))
+    found = [found for found in ring.query(wanted) if found is not None]
+    ring.close()
+    return found
+
+
+def reduced(event: Event) -> Event:
+    """What docs/ring-format.md says is left of an event."""
+    if isinstance(event, Dns) and not event.verdict:
+        return event._replace(at_ms=event.at_ms // 1000 * 1000, latency_ms=0, cached=False, answers=())
+    if isinstance(event, Flow) and not event.verdict:
+        return event._replace(at_ms=event.at_ms // 1000 * 1000, sport=0)
+    return event
+
+
+def without_answers(event: Event) -> Event:
+    return event._replace(answers=()) if isinstance(event, Dns) and not event.verdict else event
+
+
+def test_what_is_sealed_is_what_was_committed(tmp_path: Path) -> None:
+    events = some_events(random.Random(1), 3000)
+    path = closed_ring(tmp_path, events)
+    before = found_in(tmp_path)
+    size = path.stat().st_size
+    seal_in_place(path)
+    after = found_in(tmp_path)
+    assert Counter(without_answers(f.event) for f in after) == Counter(map(reduced, events))
+    assert [f.wall_ms for f in after] == sorted(f.wall_ms for f in after)
+    assert sorted(f.seq for f in after) == sorted(f.seq for f in before)
+    whole = {f.seq: f.event for f in before if reduced(f.event) is f.event}
+    assert {f.seq: f.event for f in after if f.seq in whole} == whole, "a record kept whole has its number"
+    assert path.stat().st_size < size / 3
+    answers = {a for f in after if isinstance(f.event, Dns) for a in f.event.answers}
+    assert answers <= {bytes((192, 0, 2, last)) for last in range(9)}
+    assert answers
+
+
+QUESTIONS = [
+    Filter(domain="example.org"),
+    Filter(domain="org"),
+    Filter(domain="nowhere.example"),
+    Filter(client=CLIENTS[2]),
+    Filter(mac=b"\2\0\0\0\0\3", kind=Flow),
+    Filter(session="s", verdict=0),
+    Filter(verdict=1),
+    Filter(kind=Session),
+    Filter(since_ms=START_MS + 30_000_000, until_ms=START_MS + 90_000_000),
+    Filter(domain="a.example.org", client=CLIENTS[0], kind=Dns, verdict=0),
+]
+
+
+@pytest.mark.parametrize("wanted", QUESTIONS, ids=str)
+def test_a_question_has_the_same_answer_before_and_after(tmp_path: Path, wanted: Filter) -> None:
+    path = closed_ring(tmp_path, some_events(random.Random(2), 1500))
+    before = Counter(reduced(f.event) for f in found_in(tmp_path, wanted))
+    seal_in_place(path)
+    assert Counter(without_answers(f.event) for f in found_in(tmp_path, wanted)) == before
+
+
+def test_who_visited_a_domain(tmp_path: Path) -> None:
+    events = some_events(random.Random(3), 800)
+    path = closed_ring(tmp_path, events)
+    seal_in_place(path)
+    wanted = {
+        (e.client, e.mac)
+        for e in events
+        if isinstance(e, Dns | Flow) and not e.verdict and (e.name == "example.org" or e.name.endswith(".example.org"))
+    }
+    assert Sealed(str(path), 1).visitors("example.org") == wanted != set()
+
+
+def test_a_boot_in_1970_is_corrected_through_the_seal(tmp_path: Path) -> None:
+    clock = FakeClock(wall=0, synced=False)
+    ring = Ring(str(tmp_path), clock)
+    name = Dns(1000, CLIENTS[0], "early.example", 1, 0, 0, 0, "", "", (), False, 0)
+    clock.pass_ms(5000)
+    ring.add([name])
+    ring.commit()
+    clock.wall, clock.synced = START_MS + clock.mono, True
+    ring.add([name._replace(at_ms=5000, name="late.example")])
+    ring.commit()
+    clock.pass_ms(DAY_MS)
+    ring.tick(clock.read())
+    clock.pass_ms(DAY_MS)
+    ring.tick(clock.read())
+    ring.close()
+    seal_in_place(Path(path_of(str(tmp_path), 1)))
+    early, late = found_in(tmp_path)
+    assert (early.wall_ms, early.quality) == (START_MS + 1000, Quality.CORRECTED)
+    assert (late.wall_ms, late.quality) == (START_MS + 5000, Quality.SYNCED)
+
+
+def test_what_was_altered_is_not_sealed_as_right(tmp_path: Path) -> None:
+    path = closed_ring(tmp_path, some_events(random.Random(5), 200))
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE batch SET wall = wall + 1 WHERE seq = 41")
+    db.close()
+    with pytest.raises(CorruptError, match="segment 1: batch 41"):
+        seal(str(path), 1, f"{path}.x.tmp")
+
+
+@pytest.fixture(scope="module")
+def sealed_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = closed_ring(tmp_path_factory.mktemp("sealed"), some_events(random.Random(6), 300))
+    seal_in_place(path)
+    return path.read_bytes()
+
+
+@settings(max_examples=150, deadline=None)
+@given(at=st.integers(0, 1 << 30), flip=st.integers(1, 255), cut=st.booleans())
+def test_any_changed_or_missing_octet_is_found_out_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, sealed_file: bytes, at: int, flip: int, cut: bool
+) -> None:
+    path = tmp_path_factory.mktemp("flip") / "seg-000001.db"
+    data = bytearray(sealed_file)
+    at %= len(data)
+    data[at] ^= flip
+    path.write_bytes(data[:at] if cut else data)
+    try:
+        sealed = Sealed(str(path), 1)
+        list(sealed.check())
+    except StorageError:
+        return
+    offsets = [0] * len(sealed.epochs)
+    good = path.with_name("good.db")
+    good.write_bytes(sealed_file)
+    assert list(sealed.select(Filter(), offsets)) == list(Sealed(str(good), 1).select(Filter(), offsets))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM part WHERE id = 1",
+        "UPDATE part SET last = last + 1 WHERE id = 0",
+        "UPDATE part SET data = (SELECT data FROM part WHERE id = 2) WHERE id = 1",
+        "UPDATE meta SET v = v + 1 WHERE k = 'next_seq'",
+        "UPDATE meta SET v = x'00' WHERE k = 'hashes'",
+        "INSERT INTO part VALUES(99, 'block', 0, 0, x'00')",
+    ],
+)
+def test_whoever_changes_a_part_is_found_out(tmp_path: Path, sealed_file: bytes, statement: str) -> None:
+    path = tmp_path / "seg-000001.db"
+    path.write_bytes(sealed_file)
+    with sqlite3.connect(path) as db:
+        db.execute(statement)
+    db.close()
+    with pytest.raises(CorruptError, match="segment 1"):
+        list(Sealed(str(path), 1).check())
+
+
+@given(st.lists(st.integers(0, (1 << 32) - 1)))
+def test_numbers_come_back(values: list[int]) -> None:
+    assert list(unpack_numbers(pack_numbers(values))) == values
+
+
+@given(st.lists(st.one_of(st.integers(-(1 << 62), 1 << 62), st.booleans(), st.text(max_size=4), st.binary(max_size=4))))
+def test_values_come_back(values: list[object]) -> None:
+    back = unpack_values(pack_values(values))
+    assert [(type(v), v) for v in back] == [(type(v), v) for v in values]
+
+
+@given(st.binary(max_size=300))
+def test_any_octets_are_a_column_or_corrupt(data: bytes) -> None:
+    for read in (expand, unpack_numbers, unpack_values, lambda octets: split(octets, 2)):
+        for octets in (data, bytes((1,)) + data, squeeze(b"abc", 1)[: len(data)] + data):  # type: ignore[arg-type]
+            try:
+                read(octets)
+            except CorruptError:
+                pass
