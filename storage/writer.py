@@ -12,6 +12,7 @@ import datetime
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain as chain_of
 from typing import Final, NamedTuple
 
 from policy.errors import CorruptError, StorageError
@@ -165,8 +166,7 @@ class Ring:
 
     def verify(self) -> Iterator[int]:
         """As `check`, over this ring while it is open."""
-        closed = (Segment(path_of(self._directory, number), number, is_open=False) for number in self._closed)
-        return check((*closed, self._segment))
+        yield from check(chain_of(_read_in_turn(self._directory, self._closed), (self._segment,)))
 
     def status(self) -> dict[str, object]:
         """For people and heartbeats."""
@@ -371,8 +371,17 @@ def verify(directory: str) -> int:
 
     Raises: CorruptError, naming the first bad place; StorageError if it cannot be read at all.
     """
-    segments = (Segment(path_of(directory, number), number, is_open=False) for number in numbers_in(directory))
-    return sum(1 for _ in check(segments))
+    return sum(1 for _ in check(_read_in_turn(directory, numbers_in(directory))))
+
+
+def _read_in_turn(directory: str, numbers: Iterable[int]) -> Iterator[Segment]:
+    """Closed segments, each shut before the next is opened: one left open would lock the ring's next writer out."""
+    for number in tuple(numbers):
+        segment = Segment(path_of(directory, number), number, is_open=False)
+        try:
+            yield segment
+        finally:
+            segment.close()
 
 
 def check(segments: Iterable[Segment]) -> Iterator[int]:
