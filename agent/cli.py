@@ -20,6 +20,9 @@ from policy.config import Config
 from policy.errors import ConfigError, GatehouseError
 
 DEFAULT_CONFIG: Final = "/etc/config/gatehouse"
+EVENTS_A_CLIENT: Final = 5_650
+"""Records a day of one client of a school: 4,800 look-ups and 850 flows, a made-up day that errs on the high side."""
+DETAILS: Final = ("exact", "second", "minute", "five_minutes", "hour", "day", "domain")
 
 Row = Mapping[str, object]
 
@@ -54,10 +57,23 @@ def _parser() -> argparse.ArgumentParser:
 
     query = command("query", run_query, "ask what is on record")
     _add_filters(query)
-    query.add_argument("--since", default="24h", help="from when: 30m, 1h, 7d ago, or a date (default 24h)")
-    query.add_argument("--until", help="up to when; a bare date includes that day")
+    _add_times(query)
     query.add_argument("--limit", type=int, default=0, help="at most so many rows; 0: all")
     query.add_argument("--format", choices=("table", "jsonl", "csv"), default="table")
+    names = command("names", run_names, "where a client went: names, most frequent first")
+    _add_filters(names)
+    _add_times(names)
+    who = command("who", run_who, "which clients were at a domain; from the index alone, so fast over sixty days")
+    who.add_argument("domain", help="this name and everything below it")
+    _add_times(who)
+    plan = command("plan", run_plan, "how many days of how many clients' records fit; refuses what does not")
+    plan.add_argument("--clients", type=int, required=True, help="clients on a busy day")
+    plan.add_argument("--days", type=int, default=0, help="days to be kept (default: promised_days)")
+    plan.add_argument("--flash", default="", help="octets for the ring, as 128M (default: budget)")
+    plan.add_argument(
+        "--events", type=int, default=EVENTS_A_CLIENT, help=f"a client's records a day ({EVENTS_A_CLIENT})"
+    )
+    plan.add_argument("--detail", choices=DETAILS, default="", help="the least detail that will do (default: detail)")
     tail = command("tail", run_tail, "watch records as they come")
     _add_filters(tail)
     tail.add_argument("--format", choices=("table", "jsonl"), default="table")
@@ -81,6 +97,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_times(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--since", default="24h", help="from when: 30m, 1h, 7d ago, or a date (default 24h)")
+    parser.add_argument("--until", help="up to when; a bare date includes that day")
+
+
+def _times(options: argparse.Namespace) -> dict[str, object]:
+    now_s = time.time()
+    found: dict[str, object] = {"since_s": when.parse_when(options.since, now_s, "--since")}
+    if options.until is not None:
+        found["until_s"] = when.parse_until(options.until, now_s, "--until")
+    return found
+
+
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--domain", help="this name and everything below it")
     parser.add_argument("--client", help="IP address of the venue's side")
@@ -100,13 +129,32 @@ def _filters(options: argparse.Namespace) -> dict[str, object]:
 
 
 def run_query(options: argparse.Namespace, config: Config) -> int:
-    now_s = time.time()
-    request = {"do": "query", **_filters(options), "limit": options.limit}
-    request["since_s"] = when.parse_when(options.since, now_s, "--since")
-    if options.until is not None:
-        request["until_s"] = when.parse_until(options.until, now_s, "--until")
+    request = {"do": "query", **_filters(options), **_times(options), "limit": options.limit}
     _print_rows(ask(config, request), options.format)
     return 0
+
+
+def run_names(options: argparse.Namespace, config: Config) -> int:
+    for row in ask(config, {"do": "names", **_filters(options), **_times(options)}):
+        print(f"{row['times']:>8}  {row['name']:40} {row['first']} to {row['last']}")
+    return 0
+
+
+def run_who(options: argparse.Namespace, config: Config) -> int:
+    for row in ask(config, {"do": "who", "domain": options.domain, **_times(options)}):
+        print(f"{row['client']:40} {row['mac']:17} between {row['from']} and {row['to']}")
+    return 0
+
+
+def run_plan(options: argparse.Namespace, config: Config) -> int:
+    from agent.capacity import judge, parse_size
+
+    days = options.days or config.ring.promised_days
+    flash = parse_size("--flash", options.flash) if options.flash else config.ring.budget_bytes
+    detail = options.detail or config.ring.detail
+    fits, text = judge(options.clients, days, flash, options.events, detail)
+    print(text)
+    return 0 if fits else 1
 
 
 def run_tail(options: argparse.Namespace, config: Config) -> int:
@@ -171,7 +219,7 @@ def run_verify(options: argparse.Namespace, config: Config) -> int:
         (found,) = ask(config, {"do": "verify"})
         print(f"{found['batches']} batches, all as they were written; the chain ends in {found['head']}")
     except NotRunningError:
-        from storage.writer import verify
+        from storage.verify import verify
 
         print(f"{verify(config.ring.directory)} batches, all as they were written")
     return 0

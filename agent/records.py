@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -15,7 +16,10 @@ from policy.event import TAG_OF, Event
 from policy.verdict import Verdict
 from storage.clock import Quality
 from storage.filter import Filter
-from storage.rows import row
+from storage.flood import Meter
+from storage.layout import Level
+from storage.retention import segment_events
+from storage.rows import address, iso, row
 from storage.writer import Found, Note, Ring
 
 _KINDS: Final = {kind.__name__.lower(): kind for kind in TAG_OF}
@@ -32,6 +36,10 @@ class Records:
             budget_bytes=config.budget_bytes,
             promised_days=config.promised_days,
             maximum_days=config.maximum_days,
+            seal=True,
+            level=Level[config.detail.upper()],
+            segment_events=segment_events(config.budget_bytes, memory_bytes()),
+            meter=Meter(config.flood_per_hour, config.flood_burst),
         )
 
     def query(self, request: Request) -> Answer:
@@ -45,6 +53,27 @@ class Records:
             given += 1
             if limit and given >= limit:
                 return
+
+    def names(self, request: Request) -> Answer:
+        """Where a client went: its names, most frequent first."""
+        for found in self.ring.names(filter_of(request)):
+            if found is None:
+                yield BUSY
+            else:
+                first, last = iso(found.first_ms), iso(found.last_ms)
+                yield {"row": {"name": found.name, "times": found.times, "first": first, "last": last}}
+
+    def visitors(self, request: Request) -> Answer:
+        """Which clients were at a domain, from the index alone: fast over any number of days."""
+        wanted = filter_of(request)
+        if not wanted.domain:
+            raise ConfigError("who: expected --domain")
+        for found in self.ring.visitors(wanted.domain, wanted.since_ms, wanted.until_ms):
+            if found is None:
+                yield BUSY
+                continue
+            times = {"from": iso(found.from_ms or 0), "to": iso(found.to_ms or 0)}
+            yield {"row": {"client": address(found.client), "mac": found.mac.hex(":"), **times}}
 
     def describe(self, event: Event) -> Mapping[str, object]:
         """A record that has just come in, as a row. It has no id yet: it gets one when it is committed."""
@@ -69,8 +98,15 @@ class Records:
 def as_row(found: Found) -> dict[str, object]:
     """A found record as a person or a program reads it."""
     quality = Quality(found.quality).name.lower()
-    identity = f"{found.segment}:{found.seq}"
-    return row(found.event, identity, found.wall_ms, quality, lambda at_ms: at_ms + found.offset_ms)
+    # A folded record is one of its segment's present form: the part says which form that is.
+    identity = f"{found.segment}:{found.seq}" + (f"/{found.part}" if found.part else "")
+    wall_of = found.offset_ms.__add__
+    return row(found.event, identity, found.wall_ms, quality, wall_of, found.times, found.resolution_ms)
+
+
+def memory_bytes() -> int:
+    """Of the machine; how large a segment can be sealed depends on it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def filter_of(request: Request) -> Filter:

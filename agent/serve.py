@@ -58,6 +58,8 @@ class Agent:
             handlers={
                 "status": self.status,
                 "query": self.records.query,
+                "names": self.records.names,
+                "who": self.records.visitors,
                 "reload": self.reload_and_tell,
                 "override": exceptions.handle,
                 "verify": self.verify,
@@ -170,6 +172,9 @@ class Agent:
         troubles += self.guard.troubles()
         troubles += self.policy.troubles()
         troubles += filter(None, {self.server.storage_error, self.storage_trouble})
+        ring = self.records.status()
+        if ring["at_risk"]:
+            troubles.append(f"retention at risk: {self.config.ring.promised_days} days will not fit")
         yield {
             "row": {
                 "state": "protecting" if not troubles else "degraded",
@@ -186,7 +191,7 @@ class Agent:
                 "intake": dict(self.intake.counters),
                 "policy": self.policy.describe(),
                 "rules": self.guard.describe(),
-                "ring": self.records.status(),
+                "ring": ring,
             }
         }
 

@@ -225,6 +225,11 @@ class RingConfig(NamedTuple):
     flush_s: int = 30
     """The loss window of access records at a power cut."""
     flush_events: int = 4096
+    detail: str = "second"
+    """How exactly accesses are kept once their segment is sealed: `exact` or `second`."""
+    flood_per_hour: int = 1000
+    """Accesses that one client may add in the long run; 0: no limit. What is beyond it is counted."""
+    flood_burst: int = 20_000
 
 
 class Config(NamedTuple):
@@ -392,6 +397,9 @@ def _ring(options: Options) -> RingConfig:
         maximum_days=options.integer("maximum_days", base.maximum_days, 0, 3660),
         flush_s=options.duration("flush", f"{base.flush_s}s", 1, 3600),
         flush_events=options.integer("flush_events", base.flush_events, 1, 1 << 20),
+        detail=options.choice("detail", base.detail, ("exact", "second")),
+        flood_per_hour=options.integer("flood_per_hour", base.flood_per_hour, 0, 1 << 30),
+        flood_burst=options.integer("flood_burst", base.flood_burst, 1, 1 << 30),
     )
     options.finish()
     if ring.maximum_days and ring.maximum_days < ring.promised_days:

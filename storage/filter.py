@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from policy.event import Dns, Event, Flood, Flow, Nat, Session
+from storage.batch import Columns, is_look_up, verdict_of
 
 _NAMED: Final = (Dns, Flow)
 _OF_A_CLIENT: Final = (Dns, Flow, Flood, Nat)
@@ -41,6 +43,29 @@ class Filter(NamedTuple):
         if self.mac and getattr(event, "mac", b"") != self.mac:
             return False
         return not self.session or getattr(event, "session", "") == self.session
+
+    def is_of(self, client: bytes, mac: bytes, session: str) -> bool:
+        """Does whose it is match?"""
+        return (
+            (not self.client or self.client == client)
+            and (not self.mac or self.mac == mac)
+            and (not self.session or self.session == session)
+        )
+
+    def select(self, columns: Columns, from_ms: int = 0, to_ms: int = 1 << 62) -> Iterator[tuple[int, Event]]:
+        """Places and records that match; looks at each name, client and shape once, however often it comes."""
+        kind, verdict, below = self.kind, self.verdict, "." + self.domain
+        return columns.select(
+            lambda shape: (
+                (kind is None or kind is (Dns if is_look_up(shape) else Flow))
+                and (verdict is None or verdict == verdict_of(shape))
+            ),
+            lambda name: not self.domain or name == self.domain or name.endswith(below),
+            lambda who: self.is_of(*who),
+            self.matches,
+            from_ms,
+            to_ms,
+        )
 
     def _is_of_client(self, event: Event) -> bool:
         if isinstance(event, Session):

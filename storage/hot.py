@@ -172,6 +172,11 @@ class Segment:
         except _DAMAGE as error:
             raise _translated(self.path, error) from None
 
+    def spans(self) -> Iterator[tuple[Sample, int, int]]:
+        """For each batch its clock reading and the times of its earliest and its latest record."""
+        for batch in self.batches():
+            yield batch.sample, batch.t0, batch.t1
+
     def batches(self) -> Iterator[Batch]:
         """All batches, in order. One at a time by key: the segment may be appended to between two of them."""
         seq = -1

@@ -29,13 +29,26 @@ _RCODES: Final = {0: "NOERROR", 1: "FORMERR", 2: "SERVFAIL", 3: "NXDOMAIN", 4: "
 _PROTOCOLS: Final = {6: "tcp", 17: "udp"}
 
 
-def row(event: Event, identity: str, wall_ms: int, clock: str, wall_of: Callable[[int], int]) -> dict[str, object]:
-    """`wall_of` turns any other time in the record into wall milliseconds."""
+def row(
+    event: Event,
+    identity: str,
+    wall_ms: int,
+    clock: str,
+    wall_of: Callable[[int], int],
+    times: int = 1,
+    resolution_ms: int = 1,
+) -> dict[str, object]:
+    """`wall_of` turns any other time in the record into wall milliseconds.
+
+    `times` such events happened within `resolution_ms` from `wall_ms` on.
+    """
     base: dict[str, object] = {
         "id": identity,
         "kind": type(event).__name__.lower(),
         "time": iso(wall_ms),
         "clock": clock,
+        "times": times,
+        "within_s": resolution_ms / 1000 if resolution_ms > 1 else 0,
     }
     match event:
         case Dns():

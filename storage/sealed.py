@@ -9,22 +9,49 @@ import heapq
 import sqlite3
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
+
+import msgpack
 
 from policy.errors import CorruptError, StorageError
-from policy.event import MAX_ANSWERS, TAGS, Dns, Event, Flow
+from policy.event import MAX_ANSWERS, Dns, Event, Flow, Seen
+from policy.signature import verify
+from storage.batch import Columns, unpack_plain
 from storage.clock import Sample
-from storage.column import expand, split, unpack_numbers, unpack_plain, unpack_values
+from storage.column import expand, split, unpack_numbers
 from storage.filter import Filter
 from storage.hot import Segment
-from storage.seal import FORMAT, HASH_SIZE, hash_of, reversed_labels, root_of
+from storage.layout import (
+    ESCAPE,
+    FLOW,
+    FORMAT,
+    HASH_SIZE,
+    LOOK_UP,
+    QUANTUM_MS,
+    BlockView,
+    Client,
+    FlowsView,
+    Level,
+    NamesView,
+    Small,
+    hash_of,
+    read_block,
+    read_exact,
+    registrable,
+    reversed_labels,
+    root_of,
+)
 
 _PART: Final = "SELECT kind, first, last, data FROM part WHERE id = ?"
-_TURN: Final = 4096
-"""Records looked at between two turns for others: some 4 ms."""
+_FEW_RANKS: Final = 16
+"""Names up to which each is searched for by itself in a block."""
+_CHUNKS: Final = 64
+"""Stretches of names that are held unpacked, some 100 KiB each."""
+_ADDRESSES: Final = (1, 28)
+"""A and AAAA: types of look-up that are answered with addresses."""
 
 
 class Selected(NamedTuple):
@@ -32,16 +59,13 @@ class Selected(NamedTuple):
 
     wall_ms: int
     seq: int
+    part: int
+    """0: a record that is kept whole, with its own number. Else it is folded: 1 + level, and `seq` counts these."""
     epoch: int
     event: Event
-
-
-class _Names(NamedTuple):
-    names: list[str]
-    """Labels reversed."""
-    holders: list[int]
-    steps: array[int]
-    addresses: list[list[bytes]]
+    times: int = 1
+    """How many such events there were in the `resolution_ms` from `wall_ms` on."""
+    resolution_ms: int = 1
 
 
 class Sealed:
@@ -51,9 +75,9 @@ class Sealed:
         """Raises: StorageError, CorruptError."""
         self.path, self.number = path, number
         self._tables: dict[str, Any] | None = None
-        self._chunks: dict[int, _Names] = {}
+        self._chunks: dict[int, NamesView] = {}
         try:
-            self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+            self._db = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, isolation_level=None)
             meta = dict(self._db.execute("SELECT k, v FROM meta"))
             self._parts = list(self._db.execute("SELECT id, kind, first, last FROM part ORDER BY id"))
         except (sqlite3.DatabaseError, ValueError) as error:  # ValueError: a text that is none
@@ -61,9 +85,11 @@ class Sealed:
         try:
             if meta["format"] != FORMAT:
                 raise StorageError(f"{path}: format {meta['format']}, expected {FORMAT}")
+            self.level = Level(meta["level"])
             self.first_seq, self.next_seq = int(meta["first_seq"]), int(meta["next_seq"])
             self.before, self.head = bytes(meta["before"]), bytes(meta["head"])
-            self.root = bytes(meta["root"])
+            self.root, self.signature = bytes(meta["root"]), bytes(meta["signature"])
+            self.derived_from = bytes(meta["derived_from"])
             self._hashes = bytes(meta["hashes"])
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"{path}: no sealed segment: {error}") from None
@@ -73,29 +99,42 @@ class Sealed:
             raise CorruptError(
                 f"segment {number}: {len(self._parts)} parts, sealed with {len(self._hashes) // HASH_SIZE}"
             )
+        self._places_of: dict[str, list[int]] = {}
+        for place, (_, kind, _, _) in enumerate(self._parts):
+            self._places_of.setdefault(kind, []).append(place)
 
-    def check(self) -> Iterator[int]:
-        """Follow all parts; yields the number of each that is right. Raises: CorruptError, naming the first bad one."""
+    def check(self, public: bytes = b"") -> Iterator[int]:
+        """Follow all parts; yields the number of each that is right. `public`: the key its root was signed with.
+
+        Raises: CorruptError, naming the first bad one.
+        """
+        if public and not verify(public, self.root, self.signature):
+            raise CorruptError(f"segment {self.number}: its signature is not this router's")
         for place in range(len(self._parts)):
-            self._load(place)
+            self.load(place)
             yield place
 
     @property
     def epochs(self) -> list[Sample]:
         """Clock readings, one for each stretch of an even clock."""
-        return [Sample(boot, mono, wall, bool(synced)) for boot, mono, wall, synced in self._table("epochs")]
+        return [Sample(boot, mono, wall, bool(synced)) for boot, mono, wall, synced in self.table("epochs")]
 
     def samples(self) -> Iterator[Sample]:
         """As `Segment.samples`."""
         yield from self.epochs
+
+    def spans(self) -> Iterator[tuple[Sample, int, int]]:
+        """For each epoch its clock reading and the times of its earliest and its latest record."""
+        for sample, (first, last) in zip(self.epochs, self.table("spans"), strict=True):
+            yield sample, first, last
 
     def close(self) -> None:
         """Let go of the file."""
         self._db.close()
 
     def visitors(self, domain: str) -> set[tuple[bytes, bytes]]:
-        """Address and hardware address of every client with an access to `domain` or below. Touches no block."""
-        clients = self._table("clients")
+        """Address and MAC of each client with an access to `domain` or below that was let through. Reads no block."""
+        clients = self.table("clients")
         return {clients[number][:2] for number in self._visitors(self._ranks(domain))}
 
     def select(self, wanted: Filter, offsets: Sequence[int]) -> Iterator[Selected | None]:
@@ -105,32 +144,15 @@ class Sealed:
         """
         try:
             yield from _merged((yield from self._streams(wanted, offsets)))
-        except (LookupError, TypeError, ValueError) as error:  # whole, and yet no segment: it was made so
+        except (LookupError, TypeError, ValueError, OverflowError) as error:  # whole, yet no segment: made so
             raise CorruptError(f"segment {self.number}: {error!r}") from None
 
-    def _streams(
-        self, wanted: Filter, offsets: Sequence[int]
-    ) -> Generator[None, None, list[Iterator[Selected | None]]]:
-        streams = [self._whole(wanted, offsets, place) for place in self._places("whole")]
-        if wanted.verdict in (None, 0) and (wanted.kind is None or wanted.kind in (Dns, Flow)):
-            ranks = self._ranks(wanted.domain) if wanted.domain else None
-            chosen = self._chosen(wanted, ranks)
-            free = self._free_numbers()
-            for place in self._places("block"):
-                _, _, first, last = self._parts[place]
-                here = [client for client in chosen if first <= client <= last]
-                if here:
-                    block = _Block(self, place)
-                    streams += [block.records(client, wanted, ranks, offsets, free) for client in here]
-                    yield None
-        return streams
+    def places(self, kind: str) -> list[int]:
+        """Numbers of the parts of one kind."""
+        return self._places_of.get(kind, [])
 
-    # --- inside ------------------------------------------------------------------------------------------------
-
-    def _places(self, kind: str) -> list[int]:
-        return [place for place, (_, found, _, _) in enumerate(self._parts) if found == kind]
-
-    def _load(self, place: int) -> bytes:
+    def load(self, place: int) -> bytes:
+        """One part, checked. Raises: CorruptError."""
         try:
             row = self._db.execute(_PART, (place,)).fetchone()
         except (sqlite3.DatabaseError, ValueError) as error:  # ValueError: a text that is none
@@ -140,172 +162,306 @@ class Sealed:
             raise CorruptError(f"segment {self.number}: part {place} is not what was sealed")
         return row[3]
 
-    def _table(self, name: str) -> Any:
+    def bounds(self, place: int) -> tuple[int, int]:
+        """First and last of a part."""
+        _, _, first, last = self._parts[place]
+        return first, last
+
+    def table(self, name: str) -> Any:
+        """One of the tables of docs/ring-format.md."""
         if self._tables is None:
-            found = unpack_plain(self._load(len(self._parts) - 1))
+            plain = expand(self.load(len(self._parts) - 1))
+            try:
+                found = msgpack.unpackb(plain, use_list=False, strict_map_key=True, unicode_errors="surrogatepass")
+            except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+                raise CorruptError(f"segment {self.number}: tables: {error}") from None
             if not isinstance(found, dict):
                 raise CorruptError(f"segment {self.number}: no tables")
             self._tables = found
-        return self._tables[name]
+        try:
+            return self._tables[name]
+        except KeyError:
+            raise CorruptError(f"segment {self.number}: no table {name}") from None
 
-    def _chunk(self, number: int) -> _Names:
+    def name(self, rank: int) -> tuple[NamesView, int]:
+        """The stretch a name is in, and its place there."""
+        first, last = self.bounds(self.places("names")[0])
+        number, at = divmod(rank, last - first + 1)
+        return self._chunk(number), at
+
+    # --- inside ------------------------------------------------------------------------------------------------
+
+    def _streams(
+        self, wanted: Filter, offsets: Sequence[int]
+    ) -> Generator[None, None, list[Iterator[Selected | None]]]:
+        ranks = self._ranks(wanted.domain) if wanted.domain else None
+        streams: list[Iterator[Selected | None]] = []
+        if ranks is None or any(view.is_kept(at) for rank in ranks for view, at in map(self.name, rank)):
+            streams += [self._kept(wanted, offsets, place) for place in self.places("kept")]
+        if wanted.verdict not in (None, 0) or wanted.kind not in (None, Dns, Flow):
+            return streams
+        chosen = self._chosen(wanted, ranks)
+        starts = self.table("starts")
+        for at, place in enumerate(self.places("block")):
+            first, last = self.bounds(place)
+            here = chosen[bisect_left(chosen, first) : bisect_right(chosen, last)]
+            if here:
+                reader = _Reader(self, place, at, starts[at], wanted, ranks, offsets)
+                streams += [reader.records(client) for client in here]
+                yield None
+        return streams
+
+    def _chunk(self, number: int) -> NamesView:
         found = self._chunks.get(number)
         if found is None:
-            text, holders, steps, counts, packed = split(self._load(self._places("names")[number]), 5)
-            plain, at, addresses = expand(packed), 0, []
-            for count in unpack_numbers(counts):
-                mine = []
-                for _ in range(count):
-                    mine.append(plain[at + 1 : at + 1 + plain[at]])
-                    at += 1 + plain[at]
-                addresses.append(mine)
-            names = expand(text).decode("utf-8", "surrogatepass").split("\n")
-            found = _Names(names, list(unpack_numbers(holders)), unpack_numbers(steps), addresses)
-            self._chunks[number] = found
+            if len(self._chunks) >= _CHUNKS:
+                self._chunks.pop(next(iter(self._chunks)))
+            found = self._chunks[number] = NamesView(self.load(self.places("names")[number]))
         return found
-
-    def name(self, rank: int) -> tuple[str, list[bytes]]:
-        """A name and its addresses."""
-        first_names = self._table("first_names")
-        if not first_names:
-            raise CorruptError(f"segment {self.number}: no names")
-        number, at = divmod(rank, _names_a_part(self._parts, self._places("names")[0]))
-        chunk = self._chunk(number)
-        return reversed_labels(chunk.names[at]), chunk.addresses[at]
 
     def _rank_of(self, key: str) -> int:
         """Of the first name that is not before `key`."""
-        first_names = self._table("first_names")
-        number = max(0, bisect_right(first_names, key) - 1)
+        first_names = self.table("first_names")
         if not first_names:
             return 0
-        place = self._places("names")[number]
-        return int(self._parts[place][2]) + bisect_left(self._chunk(number).names, key)
+        number = max(0, bisect_right(first_names, key) - 1)
+        return self.bounds(self.places("names")[number])[0] + bisect_left(self._chunk(number).keys, key)
 
     def _ranks(self, domain: str) -> list[range]:
         """Where `domain` and all below it lie."""
         key = reversed_labels(domain)
-        at = self._rank_of(key)
-        total = sum(self._parts[place][3] - self._parts[place][2] + 1 for place in self._places("names"))
+        names = self.places("names")
+        total = self.bounds(names[-1])[1] + 1 if names else 0
         ranges = [range(self._rank_of(key + "."), self._rank_of(key + "/"))]
-        if at < total and self.name(at)[0] == domain:
-            ranges.append(range(at, at + 1))
+        exact = [key]
+        if self.level == Level.DOMAIN and registrable(key) != key:
+            exact.append(registrable(key))  # all that is still known of it
+        for one in exact:
+            at = self._rank_of(one)
+            if at < total:
+                view, place = self.name(at)
+                if view.keys[place] == one:
+                    ranges.append(range(at, at + 1))
         return [found for found in ranges if found]
 
     def _visitors(self, ranks: list[range]) -> set[int]:
         found: set[int] = set()
-        places = self._places("names")
         for wanted in ranks:
-            for number, place in enumerate(places):
-                _, _, first, last = self._parts[place]
-                if last < wanted.start or first >= wanted.stop:
-                    continue
-                chunk = self._chunk(number)
-                ends = list(accumulate(chunk.holders, initial=0))
-                for rank in range(max(first, wanted.start), min(last + 1, wanted.stop)):
-                    found.update(accumulate(chunk.steps[ends[rank - first] : ends[rank - first + 1]]))
+            for rank in wanted:
+                view, at = self.name(rank)
+                found.update(view.clients(at))
         return found
 
-    def _chosen(self, wanted: Filter, ranks: list[range] | None) -> list[int]:
-        """Clients that can have a record that matches."""
-        clients = self._table("clients")
-        chosen = range(len(clients)) if ranks is None else sorted(self._visitors(ranks))
-        return [
-            number
-            for number in chosen
-            if (not wanted.client or clients[number][0] == wanted.client)
-            and (not wanted.mac or clients[number][1] == wanted.mac)
-            and (not wanted.session or clients[number][2] == wanted.session)
-        ]
+    def _chosen(self, wanted: Filter, ranks: list[range] | None) -> Sequence[int]:
+        """Clients that can have a record that matches, ascending."""
+        clients = self.table("clients")
+        chosen: Sequence[int] = range(len(clients)) if ranks is None else sorted(self._visitors(ranks))
+        if wanted.client or wanted.mac or wanted.session:
+            return [number for number in chosen if wanted.is_of(*clients[number][:3])]
+        return chosen
 
-    def _free_numbers(self) -> list[int]:
-        """Sequence numbers of records kept whole, each less its place: folded records have the numbers between."""
-        taken = sorted(
-            cast(int, seq) for place in self._places("whole") for seq in unpack_values(split(self._load(place), 0)[0])
-        )
-        return [seq - self.first_seq - place for place, seq in enumerate(taken)]
-
-    def _whole(self, wanted: Filter, offsets: Sequence[int], place: int) -> Iterator[Selected | None]:
-        tag = self._parts[place][2]
-        kind = TAGS.get(tag)
-        if kind is None or (wanted.kind is not None and wanted.kind is not kind):
-            return
-        columns = [unpack_values(column) for column in split(self._load(place), 0)]
+    def _kept(self, wanted: Filter, offsets: Sequence[int], place: int) -> Iterator[Selected | None]:
+        columns, seqs, epochs = read_kept(self.load(place), self.bounds(place)[0])
         yield None
         found = []
-        for seq, epoch, *fields in zip(*columns, strict=True):
-            event = kind(*fields[: len(kind._fields)])
-            wall_ms = event.at_ms + offsets[cast(int, epoch)]
-            if wanted.since_ms <= wall_ms < wanted.until_ms and wanted.matches(event):
-                found.append(Selected(wall_ms, cast(int, seq), cast(int, epoch), event))
+        for at, event in wanted.select(columns):
+            wall_ms = event.at_ms + offsets[epochs[at]]
+            if wanted.since_ms <= wall_ms < wanted.until_ms:
+                found.append(Selected(wall_ms, seqs[at], 0, epochs[at], event))
         yield from sorted(found, key=itemgetter(0, 1))
 
 
-class _Block:
-    """Folded records of some clients."""
+def read_kept(data: bytes, first_seq: int = 0) -> tuple[Columns, list[int], array[int]]:
+    """What `seal.pack_kept` gave: the records, and for each its number and its epoch. Raises: CorruptError.
 
-    def __init__(self, sealed: Sealed, place: int) -> None:
-        self._sealed = sealed
-        _, _, self._first, _ = sealed._parts[place]
-        counts, steps, long_steps, names, folds, places, paths = split(sealed._load(place), 7)
-        self._ends = list(accumulate(unpack_numbers(counts), initial=0))
-        self._steps, self._long_steps = expand(steps), unpack_numbers(long_steps)
-        self._names, self._folds = unpack_numbers(names), unpack_numbers(folds)
-        self._places = unpack_numbers(places)
-        self._paths = expand(paths).decode("utf-8", "surrogatepass").split("\n")
-        self._shapes, self._members = sealed._table("shapes"), sealed._table("folds")
-        flows = [sum(self._shapes[shape][0] == 2 for shape in fold) for fold in self._members]
-        starts = list(accumulate(map(flows.__getitem__, self._folds), initial=0))
-        self._flow_starts = [starts[end] for end in self._ends]
+    `first_seq`: the part's `first`.
+    """
+    plain, steps, epochs = split(data, 3)
+    columns, numbers, places = unpack_plain(expand(plain)), unpack_numbers(steps), unpack_numbers(epochs)
+    if not len(columns) == len(numbers) == len(places):
+        raise CorruptError("kept: columns of different lengths")
+    return columns, [first_seq + step for step in accumulate(numbers)], places
 
-    def records(
-        self, client: int, wanted: Filter, ranks: list[range] | None, offsets: Sequence[int], free: list[int]
-    ) -> Iterator[Selected | None]:
+
+class _Reader:
+    """Folded records of the clients of one block."""
+
+    def __init__(
+        self,
+        sealed: Sealed,
+        place: int,
+        number: int,
+        start: int,
+        wanted: Filter,
+        ranks: list[range] | None,
+        offsets: Sequence[int],
+    ) -> None:
+        self._sealed, self._wanted, self._offsets, self._start, self._number = sealed, wanted, offsets, start, number
+        self._first, _ = sealed.bounds(place)
+        self._block: BlockView = read_block(sealed.load(place))
+        self._flow_view: FlowsView | None = None
+        self._exact_columns: tuple[array[int], array[int]] | None = None
+        self._quantum_ms = QUANTUM_MS[sealed.level]
+        self._shapes, self._members = sealed.table("shapes"), sealed.table("folds")
+        shapes = self._shapes
+        self._events_of = [len(fold) for fold in self._members]
+        self._flows_of = [sum(shapes[shape][0] == FLOW for shape in fold) for fold in self._members]
+        self._find = self._finder(ranks)
+
+    def records(self, client: int) -> Iterator[Selected | None]:
         """One client's, oldest first."""
-        sealed, shapes = self._sealed, self._shapes
-        address, mac, session, group, epoch = sealed._table("clients")[client]
-        at, end = self._ends[client - self._first], self._ends[client - self._first + 1]
-        flow = self._flow_starts[client - self._first]
-        long_at = self._steps[:at].count(255)
-        second, number = sealed._table("bases")[epoch], sum(sealed._table("events")[:client])
-        since, until = (wanted.since_ms - offsets[epoch]) // 1000, (wanted.until_ms - offsets[epoch]) // 1000
-        for record in range(at, end):
-            if not (record - at) % _TURN:
-                yield None
-            step = self._steps[record]
-            if step == 255:
-                step = self._long_steps[long_at]
-                long_at += 1
-            second += step
-            fold = self._members[self._folds[record]]
-            rank = self._names[record]
-            if not since <= second <= until or (ranks is not None and not any(rank in found for found in ranks)):
-                number += len(fold)
-                flow += sum([shapes[shape][0] == 2 for shape in fold])
+        block, sealed, offsets = self._block, self._sealed, self._offsets
+        row: Client = sealed.table("clients")[client]
+        epoch = row[4]
+        at = client - self._first
+        begin, end = block.records[at], block.records[at + 1]
+        unit_ms, offset = self._quantum_ms, offsets[epoch]
+        time = _Running(block.steps, begin)
+        events = _Running(block.folds, begin, self._events_of)
+        flows = _Running(block.folds, begin, self._flows_of)
+        further = _Running(block.further, begin) if block.further.octets else None
+        base = sealed.table("bases")[epoch]
+        since, until = self._wanted.since_ms - offset, self._wanted.until_ms - offset
+        waiting: list[Selected] = []
+        for record in self._find(begin, end):
+            unit = time.upto(record + 1)
+            at_ms = base + unit * unit_ms
+            if at_ms + unit_ms <= since:
                 continue
-            name, addresses = sealed.name(rank)
-            wall_ms = second * 1000 + offsets[epoch]
-            for shape_id in fold:
-                shape = shapes[shape_id]
-                event: Event
-                if shape[0] == 1:
-                    _, qtype, rcode, verdict, reason, rule = shape
-                    answers = tuple(addresses[:MAX_ANSWERS]) if qtype in (1, 28) else ()
-                    event = Dns(
-                        second * 1000, address, name, qtype, rcode, verdict, reason, rule, group, answers, False, 0,
-                        mac, session,
-                    )  # fmt: skip
-                else:
-                    _, dport, protocol, seen, blind, verdict, reason, rule, agreement, method = shape
-                    event = Flow(
-                        second * 1000, address, mac, 0, addresses[self._places[flow]], dport, protocol, name, seen,
-                        blind, self._paths[flow], verdict, reason, rule, group, agreement, method, session,
-                    )  # fmt: skip
-                    flow += 1
-                seq = sealed.first_seq + number + bisect_right(free, number)
-                number += 1
-                if wanted.since_ms <= wall_ms < wanted.until_ms and (wanted.kind is None or type(event) is wanted.kind):
-                    yield Selected(wall_ms, seq, epoch, event)
+            if at_ms >= until:
+                break
+            seq = self._start + block.events[at] + events.upto(record)
+            more = 0
+            if further is not None:
+                before = further.upto(record)
+                more = further.upto(record + 1) - before
+                seq += before
+            flow = block.flows[at] + flows.upto(record)
+            place = block.events[at] + events.upto(record)
+            found = self._of_record(row, record, at_ms, seq, flow, more, place)
+            if self._sealed.level != Level.EXACT:
+                yield from found
+                continue
+            # Within a second records stand in order of their names.
+            if waiting and waiting[0].wall_ms // 1000 != (at_ms + offset) // 1000:
+                yield from sorted(waiting, key=itemgetter(0, 1))
+                waiting = []
+            waiting += found
+        yield from sorted(waiting, key=itemgetter(0, 1))
+
+    def _of_record(
+        self, row: Client, record: int, at_ms: int, seq: int, flow: int, further: int, exact: int
+    ) -> Iterator[Selected]:
+        address, mac, session, group, epoch = row
+        wanted, sealed = self._wanted, self._sealed
+        view, place = sealed.name(self._block.names[record])
+        name = reversed_labels(view.keys[place])
+        level, unit_ms = sealed.level, self._quantum_ms
+        is_exact = level == Level.EXACT
+        offset = self._offsets[epoch]
+        for at, shape_id in enumerate(self._members[self._fold(record)]):
+            shape = self._shapes[shape_id]
+            when = at_ms + (self._exact()[0][exact + at] if is_exact else 0)
+            event: Event
+            if shape[0] == LOOK_UP:
+                _, qtype, rcode, verdict, reason, rule, cached = shape
+                known = tuple(view.addresses(place)[:MAX_ANSWERS]) if qtype in _ADDRESSES else ()
+                event = Dns(
+                    when, address, name, qtype, rcode, verdict, reason, rule, group, known, cached, 0, mac, session
+                )
+            else:
+                _, dport, protocol, seen, blind, verdict, reason, rule, agreement, method = shape
+                flows = self._flows()
+                dst = view.addresses(place)[flows.places[flow]] if flows is not None else b""
+                sport = self._exact()[1][flow] if is_exact else 0
+                path = flows.path(flow) if flows is not None and (method or seen == Seen.HTTP) else ""
+                event = Flow(
+                    when, address, mac, sport, dst, dport, protocol, name, seen, blind, path, verdict, reason, rule,
+                    group, agreement, method, session,
+                )  # fmt: skip
+                flow += 1
+            wall_ms = when + offset
+            if self._overlaps(wall_ms, 1 if is_exact else unit_ms) and wanted.kind in (None, type(event)):
+                times = 1 + further if at == 0 else 1
+                part = 1 + level
+                yield Selected(wall_ms, seq + at, part, epoch, event, times, 1 if is_exact else unit_ms)
+
+    def _overlaps(self, wall_ms: int, length_ms: int) -> bool:
+        """Whole seconds are taken as their beginning; what stands for longer is asked for by any part of it."""
+        wanted = self._wanted
+        if length_ms <= 1000:
+            return wanted.since_ms <= wall_ms < wanted.until_ms
+        return wall_ms < wanted.until_ms and wall_ms + length_ms > wanted.since_ms
+
+    def _fold(self, record: int) -> int:
+        folds = self._block.folds
+        fold = folds.octets[record]
+        return fold if fold != ESCAPE else int(folds.long[folds.octets.count(ESCAPE, 0, record)])
+
+    def _finder(self, ranks: list[range] | None) -> Callable[[int, int], Sequence[int]]:
+        """Records between two places whose names are wanted, ascending."""
+        if ranks is None:
+            return range
+        names = self._block.names
+        wanted = {rank for found in ranks for rank in found}
+        if len(wanted) > _FEW_RANKS:
+            return lambda begin, end: [at for at in range(begin, end) if names[at] in wanted]
+        octets, size = names.tobytes(), names.itemsize
+        hits: list[int] = []
+        for rank in wanted:
+            if rank >= 1 << (8 * size):
+                continue
+            pattern = array(names.typecode, (rank,)).tobytes()
+            at = octets.find(pattern)
+            while at >= 0:
+                if not at % size:
+                    hits.append(at // size)
+                    at += size - 1
+                at = octets.find(pattern, at + 1)
+        hits.sort()
+        return lambda begin, end: hits[bisect_left(hits, begin) : bisect_left(hits, end)]
+
+    def _flows(self) -> FlowsView | None:
+        if self._flow_view is None:
+            places = self._sealed.places("flows")
+            self._flow_view = FlowsView(self._sealed.load(places[self._number])) if places else None
+        return self._flow_view
+
+    def _exact(self) -> tuple[array[int], array[int]]:
+        if self._exact_columns is None:
+            self._exact_columns = read_exact(self._sealed.load(self._sealed.places("exact")[self._number]))
+        return self._exact_columns
+
+
+class _Running:
+    """The sum of a column from one place on, up to places further and further on; in steps that C does."""
+
+    __slots__ = ("_at", "_column", "_extra", "_long", "_octets", "_table", "_total", "_weights")
+
+    def __init__(self, column: Small, begin: int, weights: list[int] | None = None) -> None:
+        """`weights`: what each number stands for; None: itself."""
+        self._octets, self._long, self._at, self._total = column.octets, column.long, begin, 0
+        self._extra = column.octets.count(ESCAPE, 0, begin) if column.long else 0
+        self._weights = weights
+        # The octet that says "see there" counts for nothing, what is there is added by itself.
+        if weights is None:
+            self._table = bytes((*range(ESCAPE), 0)) if column.long else None
+        else:
+            small = [min(weight, 255) for weight in weights[:ESCAPE]]
+            self._table = bytes(small + [0] * (256 - len(small)))
+
+    def upto(self, end: int) -> int:
+        """The sum of what is before `end`."""
+        if end > self._at:
+            piece = self._octets[self._at : end]
+            self._total += sum(piece.translate(self._table)) if self._table is not None else sum(piece)
+            if self._long:
+                for _ in range(piece.count(ESCAPE)):
+                    value = self._long[self._extra]
+                    self._total += value if self._weights is None else self._weights[value]
+                    self._extra += 1
+            self._at = end
+        return self._total
 
 
 def _merged(streams: list[Iterator[Selected | None]]) -> Iterator[Selected | None]:
@@ -318,6 +474,7 @@ def _merged(streams: list[Iterator[Selected | None]]) -> Iterator[Selected | Non
                 continue
             heap.append((found.wall_ms, found.seq, place, found, stream))
             break
+        yield None
     heapq.heapify(heap)
     while heap:
         _, _, place, first, stream = heap[0]
@@ -335,7 +492,7 @@ def _merged(streams: list[Iterator[Selected | None]]) -> Iterator[Selected | Non
 def open_closed(path: str, number: int) -> Segment | Sealed:
     """A closed segment, sealed or not yet. Raises: StorageError, CorruptError."""
     try:
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+        db = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, isolation_level=None)
         try:
             row = db.execute("SELECT v FROM meta WHERE k = 'format'").fetchone()
         finally:
@@ -343,7 +500,3 @@ def open_closed(path: str, number: int) -> Segment | Sealed:
     except (sqlite3.DatabaseError, ValueError):
         row = None  # the constructor below says what is wrong
     return Sealed(path, number) if row and row[0] == FORMAT else Segment(path, number, is_open=False)
-
-
-def _names_a_part(parts: list[tuple[int, str, int, int]], place: int) -> int:
-    return parts[place][3] - parts[place][2] + 1

@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 
 from policy.errors import CorruptError, StorageError
 from policy.event import Dns, Event, Flow, Gap, Maintenance
-from storage.batch import pack, unpack
+from storage.batch import Columns, pack, pack_plain, unpack, unpack_plain
 from storage.clock import Quality
 from storage.filter import Filter
 from storage.hot import path_of
-from storage.writer import DAY_MS, Found, Ring, check, verify
+from storage.retention import DAY_MS
+from storage.verify import check, verify
+from storage.writer import Found, Ring
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = b"\x0a\x14\0\x0b"
@@ -296,9 +298,17 @@ def test_a_damaged_newest_segment_is_set_aside_and_a_new_one_begins(tmp_path: Pa
 
 @given(st.binary(max_size=200))
 def test_any_octets_are_a_batch_or_corrupt(data: bytes) -> None:
-    for octets in (data, pack([look_up(1)])[: len(data)] + data):
+    columns = Columns()
+    columns.add([look_up(1), Maintenance(2, "agent", "start", "agent", "", "", "ok")])
+    plain = pack_plain(columns)
+    for octets in (data, pack(columns)[: len(data)] + data):
         try:
             unpack(octets)
+        except CorruptError:
+            pass
+    for octets in (data, plain[: len(data)] + data, data + plain[len(data) :]):
+        try:
+            list(unpack_plain(octets).events())
         except CorruptError:
             pass
 

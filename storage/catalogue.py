@@ -1,0 +1,141 @@
+"""What segments a ring has, how old they are, and how their times are to be read. Opens files to look, changes none.
+
+Rule: a segment that cannot be read has no age, and nothing goes because of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from policy.errors import StorageError
+from storage import retention
+from storage.clock import Quality, Timeline
+from storage.hot import Segment, numbers_in, path_of
+from storage.sealed import Sealed, open_closed
+
+SEGMENT_BYTES: Final = 512
+"""What is added to a segment's size for its name and inode."""
+
+
+class Catalogue:
+    """The segments of one ring directory."""
+
+    def __init__(self, directory: str) -> None:
+        """Raises: StorageError."""
+        self.directory: Final = directory
+        self.closed: Final = numbers_in(directory)
+        """Numbers of closed segments, ascending."""
+        self.current: Segment | None = None
+        """The one that is written. Nobody else may open it, so it is read through this."""
+        self._known: dict[int, retention.Segment] = {}
+
+    @contextmanager
+    def reading(self, number: int) -> Iterator[Segment | Sealed]:
+        """A segment to read. Raises: StorageError, CorruptError."""
+        if self.current is not None and number == self.current.number:
+            yield self.current
+            return
+        segment = open_closed(path_of(self.directory, number), number)
+        try:
+            yield segment
+        finally:
+            segment.close()
+
+    def timeline(self, segment: Segment | Sealed) -> Timeline:
+        """The clock readings that bear on a segment: its own, and later ones', for a boot that goes on there."""
+        timeline, unsynced, boot = Timeline(), False, ""
+        for sample in segment.samples():
+            timeline.add(sample)
+            unsynced, boot = not sample.synced, sample.boot
+        numbers = [number for number in self.closed if number > segment.number]
+        if self.current is not None and self.current.number > segment.number:
+            numbers.append(self.current.number)
+        for number in numbers if unsynced else ():
+            goes_on = False
+            with self.reading(number) as after:
+                for sample in after.samples():
+                    timeline.add(sample)
+                    goes_on = goes_on or sample.boot == boot
+                    unsynced = unsynced and not (sample.synced and sample.boot == boot)
+            if not goes_on or not unsynced:
+                break
+        return timeline
+
+    def described(self, number: int) -> retention.Segment:
+        """One segment's size, detail and age; a closed and sealed one is looked at once."""
+        found = self._known.get(number)
+        if found is None:
+            found = self._describe(number)
+            # A clock that was not set yet may be: such a one is looked at again.
+            if found.level is not None and found.last_ms is not None:
+                self._known[number] = found
+        return found
+
+    def segments(self) -> list[retention.Segment]:
+        """All closed ones, oldest first."""
+        return [self.described(number) for number in self.closed]
+
+    def changed(self, number: int) -> None:
+        """Another file lies in its place."""
+        self._known.pop(number, None)
+
+    def unlink(self, number: int) -> None:
+        """Let a segment go. Raises: StorageError."""
+        try:
+            os.unlink(path_of(self.directory, number))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageError(f"segment {number}: {error.strerror}") from None
+        self.closed.remove(number)
+        self.changed(number)
+
+    def size(self) -> int:
+        """Octets of everything in the directory."""
+        total = 0
+        try:
+            with os.scandir(self.directory) as entries:
+                for entry in entries:
+                    total += entry.stat().st_size + SEGMENT_BYTES
+        except OSError:
+            pass
+        return total
+
+    def _describe(self, number: int) -> retention.Segment:
+        path = path_of(self.directory, number)
+        try:
+            size = os.stat(path).st_size + SEGMENT_BYTES
+        except OSError:
+            size = 0
+        try:
+            with self.reading(number) as segment:
+                timeline = self.timeline(segment)
+                level = segment.level if isinstance(segment, Sealed) else None
+                events = segment.next_seq - segment.first_seq
+                bounds = [
+                    (first + offset, last + offset)
+                    for sample, first, last in segment.spans()
+                    for offset, quality in (timeline.wall(0, sample),)
+                    if quality != Quality.UNSYNCED
+                ]
+        except StorageError:
+            return retention.Segment(number, size, None, 0, None, None)
+        if not bounds:
+            return retention.Segment(number, size, level, events, None, None)
+        first, last = min(first for first, _ in bounds), max(last for _, last in bounds)
+        return retention.Segment(number, size, level, events, first, last)
+
+
+def sync_directory(directory: str) -> None:
+    """Names made, renamed and removed in it are on flash when this returns. Raises: StorageError."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StorageError(f"{directory}: {error.strerror}") from None
