@@ -16,7 +16,9 @@ DAY_MS: Final = 86_400_000
 RISK_DAYS: Final = 7
 """How long before the promise breaks the alarm is given."""
 HOT_EVENT_BYTES: Final = 12
-"""Octets of a record before it is sealed, its share of the write-ahead log aside."""
+"""Octets of a record before it is sealed, its share of the write-ahead log aside; twice of it where few come."""
+FEW_EVENTS: Final = 100_000
+"""Records in a segment below which tables of names and batches of a handful weigh more."""
 LOG_BYTES: Final = 2 << 20
 """Of the write-ahead log, at its largest."""
 MOST_EVENTS: Final = 1_500_000
@@ -70,7 +72,8 @@ def segment_events(budget_bytes: int, memory_bytes: int) -> int:
 
 def usable(budget_bytes: int, events: int) -> int:
     """Octets for sealed segments: the open one, one that waits to be sealed and what it becomes need their place."""
-    reserve = 2 * events * HOT_EVENT_BYTES + LOG_BYTES + int(events * EVENT_BYTES[Level.EXACT])
+    hot = HOT_EVENT_BYTES * (2 if events <= FEW_EVENTS else 1)
+    reserve = 2 * events * hot + LOG_BYTES + int(events * EVENT_BYTES[Level.EXACT])
     return max(0, int(budget_bytes * 0.97) - reserve)
 
 
@@ -95,7 +98,9 @@ def next_step(
     if sum(segment.size for segment in segments) <= space or not segments:
         return None
     oldest = segments[0]
-    days = None if oldest.last_ms is None else (now_ms - oldest.last_ms) / DAY_MS
+    # What is left must reach back to the promise, not what goes: between two segments there may be a quiet night.
+    left_ms = segments[1].first_ms if len(segments) > 1 else oldest.last_ms
+    days = None if left_ms is None else (now_ms - left_ms) / DAY_MS
     if days is not None and days > promised_days:
         return Unlink(oldest.number, "over the budget")
     sealed = [segment for segment in segments if segment.level is not None]
@@ -166,5 +171,7 @@ class Plan(NamedTuple):
 def plan(clients: int, budget_bytes: int, *, events_a_client: int, memory_bytes: int) -> Plan:
     """How many days of that many clients' records fit."""
     rate = max(1, clients * events_a_client)
-    space = usable(budget_bytes, segment_events(budget_bytes, memory_bytes))
-    return Plan(rate, space, {level: int(space / (rate * size)) for level, size in EVENT_BYTES.items()})
+    limit = segment_events(budget_bytes, memory_bytes)
+    space = usable(budget_bytes, limit)
+    more = 1.25 if min(rate, limit) < FEW_EVENTS else 1.0
+    return Plan(rate, space, {level: int(space / (rate * size * more)) for level, size in EVENT_BYTES.items()})

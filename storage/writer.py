@@ -138,7 +138,14 @@ class Ring:
         self._book.current = self._segment
         self._day = self._last_day()
         self._opened_ms = clock.read().boottime_ms
-        self.counters: Final = {"events": 0, "commits": 0, "bytes": 0, "given_up": 0, "bad_segments": 0, "sealed": 0}
+        self.counters: Final = {
+            "events": 0,
+            "commits": 0,
+            "committed_bytes": 0,
+            "given_up": 0,
+            "bad_segments": 0,
+            "sealed": 0,
+        }
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -211,7 +218,7 @@ class Ring:
         self._pending, self._new_marks, self._given_up, self._metered = Columns(), {}, None, 0
         self.counters["events"] += len(columns)
         self.counters["commits"] += 1
-        self.counters["bytes"] += len(data)
+        self.counters["committed_bytes"] += len(data)
 
     def _thin(self, now: Now, *, is_last: bool = False) -> None:
         if self._meter is None:
@@ -236,6 +243,10 @@ class Ring:
             self._expire(now)
         notes, self._notes = self._notes, []
         return notes
+
+    def is_busy(self, now: Now) -> bool:
+        """Is a child at work, or has one to be begun by the next tick?"""
+        return self._task is not None or (now.boottime_ms >= self._tasks_from and self._next_task(now) is not None)
 
     def close(self) -> None:
         """Commit and close. Raises: StorageError."""
@@ -427,19 +438,21 @@ class Ring:
         self._expire_at = 0
         old.close(is_final=True)
 
-    def _begin_task(self, now: Now) -> None:
+    def _next_task(self, now: Now) -> tuple[int, Level, bool] | None:
         """Seal the oldest segment that is not; else, if the ring is too large, take one a step down the ladder."""
         if not self._seals:
-            return
+            return None
         for segment in self._book.segments():
             if segment.level is None and segment.events and segment.number not in self._stuck:
-                self._start(segment.number, self._level, now, is_sealed=False)
-                return
+                return segment.number, self._level, False
         step = self._next_step(now) if now.synced else None
-        if isinstance(step, retention.Relevel):
-            self._start(step.number, step.level, now, is_sealed=True)
+        return (step.number, step.level, True) if isinstance(step, retention.Relevel) else None
 
-    def _start(self, number: int, level: Level, now: Now, *, is_sealed: bool) -> None:
+    def _begin_task(self, now: Now) -> None:
+        wanted = self._next_task(now)
+        if wanted is None:
+            return
+        number, level, is_sealed = wanted
         path = path_of(self._directory, number)
         if os.path.exists(path + "-wal") or os.path.exists(path + "-journal"):
             self._stuck.add(number)  # a log that is left over must not meet another file; the next start looks again
