@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -20,7 +21,7 @@ from storage.sealed import Sealed
 
 TEMPORARY: Final = ".tmp"
 SECRET: Final = "ring.key"
-LIMIT_MS: Final = 3_600_000
+LIMIT_S: Final = 3600
 """A child that takes longer hangs: a day of 1.7 M records takes ten seconds here, some minutes on a router."""
 _HOME: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _CHILD: Final = "import sys; sys.path.insert(0, sys.argv[1]); from storage.upkeep import main; main(sys.argv[2:])"
@@ -30,12 +31,12 @@ _CORRUPT: Final = 65  # EX_DATAERR of sysexits.h
 class Task:
     """One child at its work."""
 
-    def __init__(self, path: str, number: int, level: Level, secret: str, now_ms: int, *, is_sealed: bool) -> None:
+    def __init__(self, path: str, number: int, level: Level, secret: str, *, is_sealed: bool) -> None:
         """Raises: StorageError."""
         self.number, self.path, self.level, self.is_sealed = number, path, level, is_sealed
         # A child whose agent was killed goes on for a while: no two may ever write the same file.
         self._target = f"{path}.{os.urandom(6).hex()}{TEMPORARY}"
-        self._since_ms = now_ms
+        self._until_s = time.monotonic() + LIMIT_S
         what = "relevel" if is_sealed else "seal"
         words = [sys.executable, "-I", "-c", _CHILD, _HOME, what, path, str(number), self._target, str(int(level))]
         try:
@@ -46,11 +47,11 @@ class Task:
         except OSError as error:
             raise StorageError(f"segment {number}: no child process: {error.strerror}") from None
 
-    def is_done(self, now_ms: int) -> bool:
+    def is_done(self) -> bool:
         """Has it ended? It is killed when it takes too long."""
         if self._child.poll() is not None:
             return True
-        if now_ms - self._since_ms > LIMIT_MS:
+        if time.monotonic() > self._until_s:
             self._child.kill()
         return False
 
@@ -59,7 +60,7 @@ class Task:
         _, words = self._child.communicate()
         if self._child.returncode:
             said = words[-300:].decode(errors="replace").strip() or f"ended with {self._child.returncode}"
-            self.drop()
+            self._forget()
             raise (CorruptError if self._child.returncode == _CORRUPT else StorageError)(said)
         try:
             os.replace(self._target, self.path)
@@ -71,6 +72,9 @@ class Task:
         if self._child.poll() is None:
             self._child.kill()
         self._child.communicate()
+        self._forget()
+
+    def _forget(self) -> None:
         try:
             os.unlink(self._target)
         except OSError:

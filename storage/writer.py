@@ -234,7 +234,7 @@ class Ring:
         """
         if self._is_day_over(now):
             self._rotate()
-        if self._task is not None and self._task.is_done(now.boottime_ms):
+        if self._task is not None and self._task.is_done():
             self._end_task(now)
         if self._task is None and now.boottime_ms >= self._tasks_from:
             self._begin_task(now)
@@ -458,7 +458,7 @@ class Ring:
             self._stuck.add(number)  # a log that is left over must not meet another file; the next start looks again
             return
         try:
-            self._task = Task(path, number, level, self._secret_path, now.boottime_ms, is_sealed=is_sealed)
+            self._task = Task(path, number, level, self._secret_path, is_sealed=is_sealed)
         except StorageError as error:
             self._tasks_from = now.boottime_ms + RETRY_MS
             self._notes.append(Note("storage", f"segment {number}", str(error)))
