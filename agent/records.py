@@ -18,9 +18,11 @@ from storage.clock import Quality
 from storage.filter import Filter
 from storage.flood import Meter
 from storage.layout import Level
+from storage.reader import Found
 from storage.retention import segment_events
 from storage.rows import address, iso, row
-from storage.writer import Found, Note, Ring
+from storage.store import Note
+from storage.writer import Ring
 
 _KINDS: Final = {kind.__name__.lower(): kind for kind in TAG_OF}
 
@@ -101,7 +103,9 @@ def as_row(found: Found) -> dict[str, object]:
     # A folded record is one of its segment's present form: the part says which form that is.
     identity = f"{found.segment}:{found.seq}" + (f"/{found.part}" if found.part else "")
     wall_of = found.offset_ms.__add__
-    return row(found.event, identity, found.wall_ms, quality, wall_of, found.times, found.resolution_ms)
+    return row(
+        found.event, identity, found.wall_ms, quality, wall_of, found.times, found.resolution_ms, found.not_after_ms
+    )
 
 
 def memory_bytes() -> int:
@@ -123,7 +127,7 @@ def filter_of(request: Request) -> Filter:
         domain=_domain(_text(request, "domain")),
         client=_address(_text(request, "client")),
         mac=_mac(_text(request, "mac")),
-        session=_text(request, "session"),
+        sessions=frozenset({session}) if (session := _text(request, "session")) else None,
         verdict=int(Verdict[verdict.upper()]) if verdict else None,
     )
 

@@ -17,6 +17,8 @@ from storage import chain
 from storage.clock import Sample
 
 FORMAT: Final = 1
+LOCKED_S: Final = 1.0
+"""How long another process that looks at the file is waited for."""
 PREFIX: Final = "seg-"
 SUFFIX: Final = ".db"
 _META: Final = "CREATE TABLE meta(k TEXT PRIMARY KEY, v) WITHOUT ROWID"
@@ -75,6 +77,10 @@ class UnbegunError(StorageError):
     """The power went before the segment's first transaction: nothing is in it, and the one before it is the last."""
 
 
+class FullError(StorageError):
+    """No room: nothing has changed, and the file is as good as it was."""
+
+
 class Segment:
     """One open segment file."""
 
@@ -82,32 +88,47 @@ class Segment:
         """`is_open`: the one that is written; `beginning`: make it. Raises: StorageError, Corrupt-, UnbegunError."""
         self.number = number
         self.path = path
+        self._identity = (0, 0)
         try:
-            if is_open:
-                self._db = sqlite3.connect(path, isolation_level=None)
-                os.chmod(path, 0o600)
-                # Page size first: it cannot be changed afterwards.
-                for pragma in ("page_size=1024", "locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
-                    self._db.execute(f"PRAGMA {pragma}")
-                self._db.execute("PRAGMA wal_autocheckpoint=800")
-                if beginning is not None:
-                    self._begin(beginning)
-            else:
-                self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
-            (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if not tables:
-                self._db.close()
-                raise UnbegunError(f"{path}: empty")
-            meta = dict(self._db.execute("SELECT k, v FROM meta"))
-            self.first_seq, self.before = int(meta["first_seq"]), bytes(meta["before"])
-            if meta["format"] != FORMAT:
-                raise StorageError(f"{path}: format {meta['format']}, expected {FORMAT}; it is of another release")
-            last = self._db.execute("SELECT seq + n, chain FROM batch ORDER BY seq DESC LIMIT 1").fetchone()
-            self.next_seq, self.head = (int(last[0]), bytes(last[1])) if last else (self.first_seq, self.before)
-        except _DAMAGE as error:
+            self._db = sqlite3.connect(path if is_open else f"file:{path}?mode=ro", LOCKED_S, uri=not is_open)
+        except sqlite3.Error as error:
             raise _translated(path, error) from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptError(f"{path}: no segment: {error}") from None
+        try:
+            self._open(is_open=is_open, beginning=beginning)
+        except BaseException as error:
+            self._db.close()  # or its lock would be in the way of the next try
+            if isinstance(error, _DAMAGE):
+                raise _translated(path, error) from None
+            if isinstance(error, OSError):
+                raise StorageError(f"{path}: {error.strerror}") from None
+            if isinstance(error, KeyError | TypeError | ValueError):
+                raise CorruptError(f"{path}: no segment: {error}") from None
+            raise
+
+    def _open(self, *, is_open: bool, beginning: Beginning | None) -> None:
+        path = self.path
+        self._db.isolation_level = None
+        if is_open:
+            self._db.execute("PRAGMA schema_version")  # makes the file, if it is not there
+            found = os.stat(path)
+            self._identity = (found.st_dev, found.st_ino)
+            if found.st_mode & 0o077:
+                os.chmod(path, 0o600)
+            # Page size first: it cannot be changed afterwards.
+            for pragma in ("page_size=1024", "locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+                self._db.execute(f"PRAGMA {pragma}")
+            self._db.execute("PRAGMA wal_autocheckpoint=800")
+            if beginning is not None:
+                self._begin(beginning)
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if not tables:
+            raise UnbegunError(f"{path}: empty")
+        meta = dict(self._db.execute("SELECT k, v FROM meta"))
+        self.first_seq, self.before = int(meta["first_seq"]), bytes(meta["before"])
+        if meta["format"] != FORMAT:
+            raise StorageError(f"{path}: format {meta['format']}, expected {FORMAT}; it is of another release")
+        last = self._db.execute("SELECT seq + n, chain FROM batch ORDER BY seq DESC LIMIT 1").fetchone()
+        self.next_seq, self.head = (int(last[0]), bytes(last[1])) if last else (self.first_seq, self.before)
 
     def _begin(self, beginning: Beginning) -> None:
         """All in one transaction: a segment that exists has its place in the chain and knows what was sent already."""
@@ -155,6 +176,14 @@ class Segment:
             self._db.executemany("DELETE FROM mark WHERE source = ?", [(source,) for source in sources])
         except sqlite3.Error as error:
             raise _translated(self.path, error) from None
+
+    def is_there(self) -> bool:
+        """Is the file that was opened still the one of that name?"""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._identity
 
     def last_sample(self) -> Sample | None:
         """The clock reading of the last batch; None: there is no batch yet."""
@@ -226,4 +255,4 @@ def _translated(path: str, error: sqlite3.Error | UnicodeDecodeError) -> Storage
         or "no such column" in str(error)
     ):
         return CorruptError(f"{path}: {error}")
-    return StorageError(f"{path}: {error}")
+    return (FullError if name == "SQLITE_FULL" else StorageError)(f"{path}: {error}")

@@ -52,6 +52,8 @@ class Segment(NamedTuple):
     """Wall time of its earliest record; None: not known."""
     last_ms: int | None
     """Of its latest; None: not known, because no clock was ever set."""
+    is_held: bool = False
+    """A hold names records of it: it keeps its detail."""
 
 
 class Unlink(NamedTuple):
@@ -90,11 +92,12 @@ def next_step(
 
     `is_sealing`: segments that are not sealed yet will be.
     """
-    for segment in segments:
-        if segment.last_ms is None:
-            break
-        if maximum_days and now_ms - segment.last_ms > maximum_days * DAY_MS:
-            return Unlink(segment.number, f"expired after {maximum_days} days")
+    if maximum_days and segments:
+        # One whose age is not known is not younger than what follows it.
+        following = (each.first_ms for each in segments if each.first_ms is not None)
+        last_ms = segments[0].last_ms if segments[0].last_ms is not None else next(following, None)
+        if last_ms is not None and now_ms - last_ms > maximum_days * DAY_MS:
+            return Unlink(segments[0].number, f"expired after {maximum_days} days")
     if sum(segment.size for segment in segments) <= space or not segments:
         return None
     oldest = segments[0]
@@ -106,7 +109,11 @@ def next_step(
     sealed = [segment for segment in segments if segment.level is not None]
     if is_sealing and sum(segment.size for segment in sealed) <= space:
         return None  # what waits to be sealed will be a tenth of its size
-    steps = [segment for segment in sealed if segment.level is not None and segment.level < Level.DOMAIN]
+    steps = [
+        segment
+        for segment in sealed
+        if segment.level is not None and segment.level < Level.DOMAIN and not segment.is_held
+    ]
     if steps:
         exact = min(segment.level for segment in steps if segment.level is not None)
         chosen = next(segment for segment in steps if segment.level == exact)

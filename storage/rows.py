@@ -37,10 +37,12 @@ def row(
     wall_of: Callable[[int], int],
     times: int = 1,
     resolution_ms: int = 1,
+    not_after_ms: int = 0,
 ) -> dict[str, object]:
     """`wall_of` turns any other time in the record into wall milliseconds.
 
-    `times` such events happened within `resolution_ms` from `wall_ms` on.
+    `times` such events happened within `resolution_ms` from `wall_ms` on. `not_after_ms`: of a boot whose clock was
+    never set; it was somewhere between. 0: not known.
     """
     base: dict[str, object] = {
         "id": identity,
@@ -50,6 +52,8 @@ def row(
         "times": times,
         "within_s": resolution_ms / 1000 if resolution_ms > 1 else 0,
     }
+    if not_after_ms:
+        base["not_after"] = iso(not_after_ms)
     match event:
         case Dns():
             return base | {

@@ -137,13 +137,17 @@ class Sealed:
         clients = self.table("clients")
         return {clients[number][:2] for number in self._visitors(self._ranks(domain))}
 
-    def select(self, wanted: Filter, offsets: Sequence[int]) -> Iterator[Selected | None]:
+    def select(
+        self, wanted: Filter, offsets: Sequence[int], anytime: frozenset[int] = frozenset()
+    ) -> Iterator[Selected | None]:
         """Records that match, oldest first; None now and then. `offsets`: wall minus time since boot, by epoch.
+
+        `anytime`: epochs that may be of the time asked for whatever their own says, as no clock was set in them.
 
         Raises: CorruptError.
         """
         try:
-            yield from _merged((yield from self._streams(wanted, offsets)))
+            yield from _merged((yield from self._streams(wanted, offsets, anytime)))
         except (LookupError, TypeError, ValueError, OverflowError) as error:  # whole, yet no segment: made so
             raise CorruptError(f"segment {self.number}: {error!r}") from None
 
@@ -192,12 +196,12 @@ class Sealed:
     # --- inside ------------------------------------------------------------------------------------------------
 
     def _streams(
-        self, wanted: Filter, offsets: Sequence[int]
+        self, wanted: Filter, offsets: Sequence[int], anytime: frozenset[int]
     ) -> Generator[None, None, list[Iterator[Selected | None]]]:
         ranks = self._ranks(wanted.domain) if wanted.domain else None
         streams: list[Iterator[Selected | None]] = []
         if ranks is None or any(view.is_kept(at) for rank in ranks for view, at in map(self.name, rank)):
-            streams += [self._kept(wanted, offsets, place) for place in self.places("kept")]
+            streams += [self._kept(wanted, offsets, anytime, place) for place in self.places("kept")]
         if wanted.verdict not in (None, 0) or wanted.kind not in (None, Dns, Flow):
             return streams
         chosen = self._chosen(wanted, ranks)
@@ -206,7 +210,7 @@ class Sealed:
             first, last = self.bounds(place)
             here = chosen[bisect_left(chosen, first) : bisect_right(chosen, last)]
             if here:
-                reader = _Reader(self, place, at, starts[at], wanted, ranks, offsets)
+                reader = _Reader(self, place, at, starts[at], wanted, ranks, offsets, anytime)
                 streams += [reader.records(client) for client in here]
                 yield None
         return streams
@@ -256,19 +260,21 @@ class Sealed:
         """Clients that can have a record that matches, ascending."""
         clients = self.table("clients")
         chosen: Sequence[int] = range(len(clients)) if ranks is None else sorted(self._visitors(ranks))
-        if wanted.client or wanted.mac or wanted.session:
+        if wanted.client or wanted.mac or wanted.sessions is not None:
             return [number for number in chosen if wanted.is_of(*clients[number][:3])]
         return chosen
 
-    def _kept(self, wanted: Filter, offsets: Sequence[int], place: int) -> Iterator[Selected | None]:
+    def _kept(
+        self, wanted: Filter, offsets: Sequence[int], anytime: frozenset[int], place: int
+    ) -> Iterator[Selected | None]:
         columns, seqs, epochs = read_kept(self.load(place), self.bounds(place)[0])
         yield None
         found = []
         for at, event in wanted.select(columns):
             wall_ms = event.at_ms + offsets[epochs[at]]
-            if wanted.since_ms <= wall_ms < wanted.until_ms:
+            if wanted.since_ms <= wall_ms < wanted.until_ms or epochs[at] in anytime:
                 found.append(Selected(wall_ms, seqs[at], 0, epochs[at], event))
-        yield from sorted(found, key=itemgetter(0, 1))
+        yield from sorted(found, key=itemgetter(3, 0, 1))
 
 
 def read_kept(data: bytes, first_seq: int = 0) -> tuple[Columns, list[int], array[int]]:
@@ -295,7 +301,9 @@ class _Reader:
         wanted: Filter,
         ranks: list[range] | None,
         offsets: Sequence[int],
+        anytime: frozenset[int],
     ) -> None:
+        self._anytime = anytime
         self._sealed, self._wanted, self._offsets, self._start, self._number = sealed, wanted, offsets, start, number
         self._first, _ = sealed.bounds(place)
         self._block: BlockView = read_block(sealed.load(place))
@@ -322,6 +330,8 @@ class _Reader:
         further = _Running(block.further, begin) if block.further.octets else None
         base = sealed.table("bases")[epoch]
         since, until = self._wanted.since_ms - offset, self._wanted.until_ms - offset
+        if epoch in self._anytime:
+            since, until = -1 << 62, 1 << 62
         waiting: list[Selected] = []
         for record in self._find(begin, end):
             unit = time.upto(record + 1)
@@ -381,7 +391,8 @@ class _Reader:
                 )  # fmt: skip
                 flow += 1
             wall_ms = when + offset
-            if self._overlaps(wall_ms, 1 if is_exact else unit_ms) and wanted.kind in (None, type(event)):
+            is_in_time = epoch in self._anytime or self._overlaps(wall_ms, 1 if is_exact else unit_ms)
+            if is_in_time and wanted.kind in (None, type(event)):
                 times = 1 + further if at == 0 else 1
                 part = 1 + level
                 yield Selected(wall_ms, seq + at, part, epoch, event, times, 1 if is_exact else unit_ms)
@@ -466,24 +477,25 @@ class _Running:
 
 def _merged(streams: list[Iterator[Selected | None]]) -> Iterator[Selected | None]:
     """Streams that are in order as one that is, passing on their turns for others."""
-    heap: list[tuple[int, int, int, Selected, Iterator[Selected | None]]] = []
+    # By stretches of an even clock first: where it was put back, time goes on and the wall clock does not.
+    heap: list[tuple[int, int, int, int, Selected, Iterator[Selected | None]]] = []
     for place, stream in enumerate(streams):
         for found in stream:
             if found is None:
                 yield None
                 continue
-            heap.append((found.wall_ms, found.seq, place, found, stream))
+            heap.append((found.epoch, found.wall_ms, found.seq, place, found, stream))
             break
         yield None
     heapq.heapify(heap)
     while heap:
-        _, _, place, first, stream = heap[0]
+        _, _, _, place, first, stream = heap[0]
         yield first
         for found in stream:
             if found is None:
                 yield None
                 continue
-            heapq.heapreplace(heap, (found.wall_ms, found.seq, place, found, stream))
+            heapq.heapreplace(heap, (found.epoch, found.wall_ms, found.seq, place, found, stream))
             break
         else:
             heapq.heappop(heap)

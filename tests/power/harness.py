@@ -100,7 +100,7 @@ def _look(directory: Path, acknowledged: int, may_be_gone: int) -> tuple[str, st
         ring = open_ring(str(directory), Clock("after", 1 << 40))
         numbers = held(ring)
         key = ring.public_key
-        bad = ring.counters["bad_segments"]
+        bad = ring.status()["bad_segments"]
         ring.close()
         verify(str(directory), key)
     except GatehouseError as error:

@@ -5,7 +5,8 @@
  * Record: u8 kind, u32 length of path, u64 offset, u32 length of data, then path and data. Little-endian only.
  * Kinds: 1 create, 2 write, 3 truncate (offset: new size), 4 fsync of a file, 5 fsync of the directory,
  * 6 rename (data: new path), 7 unlink.
- * POWER_FAIL names a file: while it exists, writes and fsyncs fail with the error number that it holds.
+ * POWER_FAIL names a file: while it exists, writes and fsyncs fail with the error number that it holds; with an "s"
+ * behind the number only fsyncs do: what was written is there, and is said not to be.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -72,7 +73,7 @@ static void note(uint8_t kind, const char *path, uint64_t offset, const void *da
 	errno = before;
 }
 
-static int fails(void)
+static int fails_at(int is_sync)
 {
 	const char *name = getenv("POWER_FAIL");
 	if (name == NULL)
@@ -84,7 +85,12 @@ static int fails(void)
 	ssize_t length = syscall(SYS_read, fd, text, sizeof text - 1);
 	syscall(SYS_close, fd);
 	errno = length > 0 ? atoi(text) : EIO;
-	return 1;
+	return is_sync || strchr(text, 's') == NULL;
+}
+
+static int fails(void)
+{
+	return fails_at(0);
 }
 
 #define REAL(name) \
@@ -171,7 +177,7 @@ TRUNCATE(ftruncate64, off64_t)
 		REAL(name); \
 		char buffer[PATH_MAX]; \
 		const char *path = root_length ? path_of(fd, buffer) : NULL; \
-		if (path != NULL && fails()) \
+		if (path != NULL && fails_at(1)) \
 			return -1; \
 		int done = real(fd); \
 		if (path != NULL && done == 0) { \

@@ -131,7 +131,11 @@ def test_what_is_past_the_maximum_goes_and_nothing_goes_by_a_clock_that_is_not_s
     later = START_MS + 92 * DAY_MS
     step = next_step([old], 1 << 30, later, 60, 90, is_sealing=False)
     assert step == Unlink(1, "expired after 90 days")
-    assert next_step([unknown, old._replace(number=2)], 1 << 30, later, 60, 90, is_sealing=False) is None
+    young = old._replace(number=2, first_ms=later - DAY_MS, last_ms=later)
+    assert next_step([unknown], 1 << 30, later, 60, 90, is_sealing=False) is None
+    assert next_step([unknown, young], 1 << 30, later, 60, 90, is_sealing=False) is None
+    # It came before one whose time is over.
+    assert next_step([unknown, old._replace(number=2)], 1 << 30, later, 60, 90, is_sealing=False) == step
     assert next_step([old], 1 << 30, later, 60, 0, is_sealing=False) is None
 
 

@@ -21,9 +21,10 @@ from storage.batch import Columns, pack, pack_plain, unpack, unpack_plain
 from storage.clock import Quality
 from storage.filter import Filter
 from storage.hot import path_of
+from storage.reader import Found
 from storage.retention import DAY_MS
 from storage.verify import check, verify
-from storage.writer import Found, Ring
+from storage.writer import Ring
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = b"\x0a\x14\0\x0b"
@@ -103,7 +104,7 @@ def test_marks_are_committed_with_their_records_and_survive(tmp_path: Path, cloc
         (Filter(client=CLIENT), ["example.org", "www.example.org", "notexample.org"]),
         (Filter(client=b"\x0a\0\0\1"), []),
         (Filter(mac=MAC, verdict=1), ["notexample.org"]),
-        (Filter(session="s1", since_ms=START_MS + 2), ["www.example.org", "notexample.org"]),
+        (Filter(sessions=frozenset({"s1"}), since_ms=START_MS + 2), ["www.example.org", "notexample.org"]),
         (Filter(until_ms=START_MS + 2), ["example.org"]),
         (Filter(kind=Flow), []),
     ],
@@ -189,14 +190,70 @@ def test_a_clock_that_is_put_back_an_hour_keeps_the_order(ring: Ring, clock: Fak
     assert {f.segment for f in all_of(ring)} == {1}
 
 
-def test_a_boot_that_never_synced_does_not_borrow_from_another(tmp_path: Path) -> None:
-    ring = Ring(str(tmp_path), FakeClock(boot="a", mono=5, wall=5, synced=False))
-    ring.add([look_up(5)])
+def three_boots(directory: Path, *, seal: bool) -> Ring:
+    """The one in the middle never had a clock."""
+    ring = Ring(str(directory), FakeClock(boot="a", mono=1000, wall=START_MS), seal=seal)
+    ring.add([look_up(900, "before.example")])
     ring.close()
-    ring = Ring(str(tmp_path), FakeClock(boot="b", mono=9, wall=START_MS))
-    ring.add([look_up(9)])
+    ring = Ring(str(directory), FakeClock(boot="b", mono=5000, wall=5000, synced=False), seal=seal)
+    ring.add([look_up(4000, "unknown.example")])
+    ring.close()
+    clock = FakeClock(boot="c", mono=9000, wall=START_MS + DAY_MS)
+    ring = Ring(str(directory), clock, seal=seal)
+    ring.add([look_up(9000, "after.example")])
     ring.commit()
-    assert [(f.quality, f.wall_ms) for f in all_of(ring)] == [(Quality.UNSYNCED, 5), (Quality.SYNCED, START_MS)]
+    if seal:
+        clock.pass_ms(DAY_MS)
+        ring.tick(clock.read())
+        while ring.is_busy(clock.read()):
+            ring.tick(clock.read())
+            time.sleep(0.01)
+        assert ring.status()["sealed"] == 1
+    return ring
+
+
+@pytest.mark.parametrize("seal", [False, True])
+def test_a_boot_that_never_synced_is_bounded_by_its_neighbours_and_flagged(tmp_path: Path, seal: bool) -> None:
+    ring = three_boots(tmp_path, seal=seal)
+    before, unknown, after = all_of(ring)
+    began_ms = START_MS + DAY_MS - 9000
+    assert [f.event.name for f in (before, unknown, after)] == ["before.example", "unknown.example", "after.example"]  # type: ignore[union-attr]
+    assert (before.quality, unknown.quality, after.quality) == (Quality.SYNCED, Quality.UNSYNCED, Quality.SYNCED)
+    assert START_MS <= unknown.wall_ms <= START_MS + 4000, "as early as it can have been"
+    assert unknown.not_after_ms == began_ms
+    ring.close()
+
+
+@pytest.mark.parametrize("seal", [False, True])
+def test_a_question_about_any_time_in_which_it_may_have_been_finds_it(tmp_path: Path, seal: bool) -> None:
+    ring = three_boots(tmp_path, seal=seal)
+    for since, until, is_found in (
+        (START_MS + 3_600_000, START_MS + 7_200_000, True),
+        (START_MS - 7_200_000, START_MS - 3_600_000, False),
+        (START_MS + DAY_MS, START_MS + 2 * DAY_MS, False),
+    ):
+        names = [f.event.name for f in all_of(ring, Filter(since_ms=since, until_ms=until))]  # type: ignore[union-attr]
+        assert ("unknown.example" in names) == is_found
+    ring.close()
+
+
+def test_a_clock_that_is_put_back_keeps_the_order_through_the_seal(tmp_path: Path) -> None:
+    clock = FakeClock()
+    ring = Ring(str(tmp_path), clock, seal=True)
+    for number in range(6):
+        ring.add([look_up(clock.mono, f"{number}.example", verdict=number % 2)])
+        ring.commit()
+        ring.tick(clock.read())
+        clock.pass_ms(60_000)
+        clock.wall -= 3_600_000 if number == 2 else 0
+    clock.pass_ms(DAY_MS)
+    ring.tick(clock.read())
+    while ring.is_busy(clock.read()):
+        ring.tick(clock.read())
+        time.sleep(0.01)
+    assert ring.status()["sealed"] == 1
+    assert [f.event.name for f in all_of(ring)] == [f"{number}.example" for number in range(6)]  # type: ignore[union-attr]
+    ring.close()
 
 
 # --- damage ----------------------------------------------------------------------------------------------------

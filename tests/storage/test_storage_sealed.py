@@ -21,10 +21,11 @@ from storage.filter import Filter
 from storage.hot import path_of
 from storage.layout import FlowsView, Level, NamesView, read_block, read_exact, registrable
 from storage.level import relevel
+from storage.reader import Found
 from storage.retention import DAY_MS
 from storage.seal import seal
 from storage.sealed import Sealed, open_closed, read_kept
-from storage.writer import Found, Ring
+from storage.writer import Ring
 
 START_MS = 1_800_000_000_000
 CLIENTS = [bytes((10, 20, 0, last)) for last in range(1, 6)]
@@ -161,7 +162,7 @@ QUESTIONS = [
     Filter(domain="nowhere.example"),
     Filter(client=CLIENTS[2]),
     Filter(mac=b"\2\0\0\0\0\3", kind=Flow),
-    Filter(session="s", verdict=0),
+    Filter(sessions=frozenset({"s"}), verdict=0),
     Filter(verdict=1),
     Filter(kind=Session),
     Filter(since_ms=START_MS + 30_000_000, until_ms=START_MS + 90_000_000),
