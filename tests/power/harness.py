@@ -44,8 +44,18 @@ def record(work: Path, shim: Path, *, seed: int, steps: int, sync: str = "FULL",
     ring = work / "ring"
     ring.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "LD_PRELOAD": str(shim), "POWER_ROOT": str(ring), "POWER_LOG": str(work / "log")}
-    words = [sys.executable, str(ROOT / "tests/power/writer.py"), str(ROOT), str(ring), str(ring / "marks")]
-    subprocess.run([*words, str(seed), str(steps), sync, first], env=environment, check=True, timeout=300)
+    words = [
+        sys.executable,
+        "-m",
+        "tests.power.writer",
+        str(ring),
+        str(ring / "marks"),
+        str(seed),
+        str(steps),
+        sync,
+        first,
+    ]
+    subprocess.run(words, cwd=ROOT, env=environment, check=True, timeout=300)
 
 
 def judge(work: Path, count: int, seed: int, *, scratch: Path) -> Result:

@@ -1,8 +1,8 @@
 """What is cut: a process that adds, commits, rotates, seals, steps down the ladder and expires, under a fast clock.
 
-Run as `writer.py ROOT DIRECTORY MARKS SEED STEPS SYNC FIRST`. Marks go to a file below the logged directory, so that
-they stand in the log in their order: `a N` acknowledges all records below N, `l N` says that those below N may be
-gone, because their time is over.
+Run as `python -m tests.power.writer DIRECTORY MARKS SEED STEPS SYNC FIRST`, in the tree's root. Marks go to a file
+below the logged directory, so that they stand in the log in their order: `a N` acknowledges all records below N, `l N`
+says that those below N may be gone, because their time is over.
 """
 
 import os
@@ -12,8 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
-
-sys.path.insert(0, sys.argv[1])
 
 from policy.event import Dns, Event, Maintenance
 from storage import hot
@@ -102,7 +100,7 @@ def turn(ring: Ring, clock: Clock, marks: int) -> None:
 
 
 def main() -> None:
-    _, directory, marks_path, seed, steps, sync, first = sys.argv[1:]
+    directory, marks_path, seed, steps, sync, first = sys.argv[1:]
     if sync != "FULL":
         with_synchronous(sync)
     rng = random.Random(int(seed))
