@@ -22,7 +22,15 @@ from policy.errors import ConfigError, GatehouseError
 DEFAULT_CONFIG: Final = "/etc/config/gatehouse"
 EVENTS_A_CLIENT: Final = 5_650
 """Records a day of one client of a school: 4,800 look-ups and 850 flows, a made-up day that errs on the high side."""
+FOR_EVER_S: Final = 1 << 40
 DETAILS: Final = ("exact", "second", "minute", "five_minutes", "hour", "day", "domain")
+
+_WHOSE: Final = (
+    ("--client", "IP address of the venue's side"),
+    ("--mac", "hardware address, as 02:00:00:00:00:01"),
+    ("--account", "account, in any of its sessions"),
+    ("--phone-index", "keyed hash of a calling number, in hexadecimal digits"),
+)
 
 Row = Mapping[str, object]
 
@@ -66,6 +74,19 @@ def _parser() -> argparse.ArgumentParser:
     who = command("who", run_who, "which clients were at a domain; from the index alone, so fast over sixty days")
     who.add_argument("domain", help="this name and everything below it")
     _add_times(who)
+    hold = command("hold", run_hold, "keep named records past their time, until the hold is lifted")
+    hold.add_argument("action", choices=("add", "lift", "list"))
+    hold.add_argument("number", nargs="?", type=int, default=0, help="lift: from `hold list`")
+    hold.add_argument("--domain", help="this name and everything below it")
+    for name, text in _WHOSE:
+        hold.add_argument(name, help=text)
+    hold.add_argument("--reason", default="", help="add: why, such as the number of the order")
+    hold.add_argument("--since", default="1970-01-01", help="add: records from when on (default: all)")
+    hold.add_argument("--until", help="add: up to when (default: those that are still to come too)")
+    export = command("export", run_export, "write what is on record to a plain SQLite database, a table a kind")
+    export.add_argument("--to", required=True, help="file; it must not be there yet")
+    _add_filters(export)
+    _add_times(export)
     plan = command("plan", run_plan, "how many days of how many clients' records fit; refuses what does not")
     plan.add_argument("--clients", type=int, required=True, help="clients on a busy day")
     plan.add_argument("--days", type=int, default=0, help="days to be kept (default: promised_days)")
@@ -112,8 +133,8 @@ def _times(options: argparse.Namespace) -> dict[str, object]:
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--domain", help="this name and everything below it")
-    parser.add_argument("--client", help="IP address of the venue's side")
-    parser.add_argument("--mac", help="hardware address, as 02:00:00:00:00:01")
+    for name, text in _WHOSE:
+        parser.add_argument(name, help=text)
     parser.add_argument("--session", help="session id")
     parser.add_argument("--verdict", choices=("allow", "block", "rewrite", "refuse"))
     parser.add_argument(
@@ -124,8 +145,8 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def _filters(options: argparse.Namespace) -> dict[str, object]:
-    names = ("domain", "client", "mac", "session", "verdict", "kind")
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    names = ("domain", "client", "mac", "account", "phone_index", "session", "verdict", "kind")
+    return {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
 
 
 def run_query(options: argparse.Namespace, config: Config) -> int:
@@ -143,6 +164,29 @@ def run_names(options: argparse.Namespace, config: Config) -> int:
 def run_who(options: argparse.Namespace, config: Config) -> int:
     for row in ask(config, {"do": "who", "domain": options.domain, **_times(options)}):
         print(f"{row['client']:40} {row['mac']:17} between {row['from']} and {row['to']}")
+    return 0
+
+
+def run_hold(options: argparse.Namespace, config: Config) -> int:
+    request: dict[str, object] = {"do": "hold", "action": options.action, "by": _person()}
+    match options.action:
+        case "add":
+            request |= {**_filters(options), **_times(options), "reason": options.reason}
+            request.setdefault("until_s", float(FOR_EVER_S))
+        case "lift":
+            request["number"] = options.number
+    for row in ask(config, request):
+        whose = ", ".join(f"{k} {row[k]}" for k in ("domain", "client", "mac", "account", "phone_index") if row[k])
+        until = row["until"] or "it is lifted"
+        print(f"{row['number']:>4}  {whose}, from {row['since']} until {until}: {row['reason']} (by {row['by']})")
+    return 0
+
+
+def run_export(options: argparse.Namespace, config: Config) -> int:
+    from agent.export import write_database
+
+    count = write_database(options.to, ask(config, {"do": "query", **_filters(options), **_times(options)}))
+    print(f"{options.to}: {count} records")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from agent.clock import SystemClock
@@ -17,6 +17,7 @@ from policy.verdict import Verdict
 from storage.clock import Quality
 from storage.filter import Filter
 from storage.flood import Meter
+from storage.holds import Hold
 from storage.layout import Level
 from storage.reader import Found
 from storage.retention import segment_events
@@ -24,14 +25,17 @@ from storage.rows import address, iso, row
 from storage.store import Note
 from storage.writer import Ring
 
+FOR_EVER_MS: Final = 1 << 46
 _KINDS: Final = {kind.__name__.lower(): kind for kind in TAG_OF}
 
 
 class Records:
     """One open ring."""
 
-    def __init__(self, config: RingConfig, clock: SystemClock) -> None:
+    def __init__(self, config: RingConfig, clock: SystemClock, tell: Callable[[str, str, str, str], None]) -> None:
+        """`tell`: puts action, object, result and actor on the maintenance log."""
         self._clock = clock
+        self._tell = tell
         self.ring = Ring(
             config.directory,
             clock,
@@ -77,6 +81,23 @@ class Records:
             times = {"from": iso(found.from_ms or 0), "to": iso(found.to_ms or 0)}
             yield {"row": {"client": address(found.client), "mac": found.mac.hex(":"), **times}}
 
+    def hold(self, request: Request) -> Answer:
+        """Orders to keep records past their time: `action` is add, lift or list."""
+        action, actor = _text(request, "action"), _text(request, "by")
+        if action == "list":
+            for found in self.ring.holds():
+                yield {"row": _hold_row(found)}
+            return
+        if action == "add":
+            found = self.ring.place_hold(filter_of(request), _text(request, "reason"), actor)
+            self._tell("hold", f"hold {found.number}", f"placed: {found.reason}", actor)
+        elif action == "lift":
+            found, gone = self.ring.lift_hold(int(_number(request, "number", 0)))
+            self._tell("hold", f"hold {found.number}", f"lifted: {gone} records past their time went", actor)
+        else:
+            raise ConfigError(f"hold: expected add, lift or list, got {action!r}")
+        yield {"row": _hold_row(found)}
+
     def describe(self, event: Event) -> Mapping[str, object]:
         """A record that has just come in, as a row. It has no id yet: it gets one when it is committed."""
         now = self._clock.read()
@@ -108,6 +129,22 @@ def as_row(found: Found) -> dict[str, object]:
     )
 
 
+def _hold_row(hold: Hold) -> dict[str, object]:
+    return {
+        "number": hold.number,
+        "domain": hold.domain,
+        "client": address(hold.client) if hold.client else "",
+        "mac": hold.mac.hex(":"),
+        "account": hold.account,
+        "phone_index": hold.phone_index.hex(),
+        "since": iso(hold.since_ms),
+        "until": iso(hold.until_ms) if hold.until_ms < FOR_EVER_MS else "",
+        "reason": hold.reason,
+        "by": hold.actor,
+        "placed": iso(hold.placed_ms),
+    }
+
+
 def memory_bytes() -> int:
     """Of the machine; how large a segment can be sealed depends on it."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -128,6 +165,8 @@ def filter_of(request: Request) -> Filter:
         client=_address(_text(request, "client")),
         mac=_mac(_text(request, "mac")),
         sessions=frozenset({session}) if (session := _text(request, "session")) else None,
+        account=_text(request, "account"),
+        phone_index=_phone_index(_text(request, "phone_index")),
         verdict=int(Verdict[verdict.upper()]) if verdict else None,
     )
 
@@ -156,6 +195,13 @@ def _mac(text: str) -> bytes:
     if text and len(octets) != 6:
         raise ConfigError(f"--mac: expected a hardware address such as 02:00:00:00:00:01, got {text!r}")
     return octets
+
+
+def _phone_index(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise ConfigError(f"--phone-index: expected hexadecimal digits, got {text!r}") from None
 
 
 def _text(request: Request, name: str) -> str:

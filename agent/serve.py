@@ -37,11 +37,11 @@ class Agent:
         self.config = config
         self.path = path
         self.clock = SystemClock(trusted=config.main.clock == "trusted")
-        for directory in (config.main.run_dir, config.main.state_dir, config.ring.directory):
+        for directory in (config.main.run_dir, config.main.state_dir):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         self.started_ms = self.clock.boottime_ms()
         self.addresses = Addresses(read_neighbours)
-        self.records = Records(config.ring, self.clock)
+        self.records = Records(config.ring, self.clock, self.note_of)
         self.intake = Intake(self.records.ring, self.addresses.identify, self.addresses.learn)
         self.guard = Guard(config)
         self.policy = policy_source.Keeper(config, path)
@@ -60,6 +60,7 @@ class Agent:
                 "query": self.records.query,
                 "names": self.records.names,
                 "who": self.records.visitors,
+                "hold": self.records.hold,
                 "reload": self.reload_and_tell,
                 "override": exceptions.handle,
                 "verify": self.verify,
@@ -87,13 +88,22 @@ class Agent:
         self.server.run()
         self.guard.remove()
         self.note("stop", "agent", "ok")
-        self.records.close()
+        try:
+            self.records.close()
+        except StorageError as error:
+            # What waited is lost; the file that says so stays, and the next start puts a gap on record.
+            print(f"agent: storage: {error}", file=sys.stderr, flush=True)
+            return
         self.life.end()
 
     def note(self, action: str, what: str, result: str, detail: str = "", actor: str = "agent") -> None:
         """Put something on the maintenance log."""
         event = Maintenance(self.clock.boottime_ms(), actor, action, what, "", "", result, detail)
         self.server.publish(self.intake.record(event))
+
+    def note_of(self, action: str, what: str, result: str, actor: str) -> None:
+        """The same for what somebody ordered."""
+        self.note(action, what, result, actor=actor)
 
     def every_second(self) -> None:
         now_ms = self.clock.boottime_ms()
@@ -171,9 +181,9 @@ class Agent:
         troubles = [f"{name} is not there" for name in sorted(wanted - workers.keys())]
         troubles += self.guard.troubles()
         troubles += self.policy.troubles()
-        troubles += filter(None, {self.server.storage_error, self.storage_trouble})
         ring = self.records.status()
-        if ring["at_risk"]:
+        troubles += filter(None, {self.server.storage_error, self.storage_trouble, str(ring["trouble"])})
+        if ring.get("at_risk"):
             troubles.append(f"retention at risk: {self.config.ring.promised_days} days will not fit")
         yield {
             "row": {
@@ -220,8 +230,11 @@ class Life:
             if ended_ms > now_ms:  # left over from an earlier boot, on a disk instead of a tmpfs
                 ended_ms = 0
         else:
-            with open(self._running, "w", encoding="ascii"):
-                pass
+            try:
+                with open(self._running, "w", encoding="ascii"):
+                    pass
+            except OSError as error:  # a flash that takes nothing must not keep the venue from its internet
+                print(f"agent: {self._running}: {error.strerror}", file=sys.stderr, flush=True)
         return ended_ms
 
     def alive(self, now_ms: int) -> None:
@@ -236,7 +249,7 @@ class Life:
         for path in (self._alive, self._running):
             try:
                 os.unlink(path)
-            except FileNotFoundError:
+            except OSError:
                 pass
 
 

@@ -206,9 +206,9 @@ class Segment:
         for batch in self.batches():
             yield batch.sample, batch.t0, batch.t1
 
-    def batches(self) -> Iterator[Batch]:
-        """All batches, in order. One at a time by key: the segment may be appended to between two of them."""
-        seq = -1
+    def batches(self, after: int = -1) -> Iterator[Batch]:
+        """Batches that begin after a number, in order. One by one: more may be appended between two of them."""
+        seq = after
         while True:
             try:
                 row = self._db.execute(_NEXT, (seq,)).fetchone()

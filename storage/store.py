@@ -117,6 +117,10 @@ class Store:
             pass
         return Known(self._device, segment.number, Beginning(segment.next_seq, segment.head, marks))
 
+    def path_of(self, number: int) -> str:
+        """Where a segment lies."""
+        return path_of(self._directory, number)
+
     def is_there(self) -> bool:
         """Is the file that is appended to still the one that lies in the directory?"""
         return self.segment.is_there()

@@ -203,6 +203,10 @@ class Ring:
         """As `storage.reader.Reader.visitors`."""
         return self._opened().reader.visitors(domain, since_ms, until_ms)
 
+    def store(self) -> Store:
+        """The segments themselves, for a cursor. Raises: StorageError."""
+        return self._opened()
+
     def verify(self) -> Iterator[int]:
         """As `storage.verify.check`, over this ring while it is open."""
         return self._opened().verify()
