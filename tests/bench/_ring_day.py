@@ -41,7 +41,7 @@ def day(seed: int, clients: int, events: int, *, pessimistic: bool = False) -> I
     blocked = {name for name in third if world.random() < 0.02}
     hour_weights, total = list(accumulate(BY_HOUR)), 0
     starts: list[int] = []
-    per_burst = 16 if not pessimistic else 1
+    per_burst = 22 if not pessimistic else 3
     while total < events:
         hour = rng.choices(range(24), cum_weights=hour_weights)[0]
         starts.append(hour * 3_600_000 + rng.randrange(3_600_000))
