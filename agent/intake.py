@@ -10,7 +10,7 @@ a frame the ring holds. A frame that comes again, because we or the link died in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, overload
 
 from policy.errors import FrameError, StorageError
 from policy.event import Dns, Event, Flood, Flow, Gap, Maintenance, Nat
@@ -27,6 +27,17 @@ class Ring(Protocol):
     """What intake asks of `storage.writer.Ring`."""
 
     def add(self, events: Sequence[Event], source: bytes = b"", seq: int = 0) -> None: ...
+
+    def add_folded(
+        self,
+        templates: Sequence[Dns],
+        which: Sequence[int],
+        at_ms: Sequence[int],
+        whos: Sequence[tuple[bytes, bytes, str]],
+        who: Sequence[int],
+        source: bytes = b"",
+        seq: int = 0,
+    ) -> None: ...
 
     def marks(self) -> Mapping[bytes, int]: ...
 
@@ -210,13 +221,14 @@ class Intake:
             return ()
         self._marks[source] = frame.seq
         self._unacknowledged[connection, frame.stream] = frame.seq
+        self.urgent = self.urgent or frame.stream == Stream.CRITICAL
         if isinstance(frame, Events):
             events: Sequence[Event] = [self._complete(event) for event in frame.events]
             self._ring.add(events, source, frame.seq)
-            self.urgent = self.urgent or frame.stream == Stream.CRITICAL
         else:
-            events = self._unfold(frame)
-            self._ring.add(events, source, frame.seq)
+            whos = [(client, *self._identify(client)) for client in frame.clients]
+            events = _Unfolded(frame, whos)
+            self._ring.add_folded(frame.templates, frame.which, frame.at_ms, whos, frame.who, source, frame.seq)
         self.pending += len(events)
         self.counters["events"] += len(events)
         return events
@@ -232,15 +244,6 @@ class Intake:
             return event._replace(session=self._identify(event.client).session)
         return event
 
-    def _unfold(self, frame: Folded) -> list[Event]:
-        known = {client: self._identify(client) for client in set(frame.clients)}
-        # Everything of a template between the time, the client, and what the agent adds.
-        middles = [template[2:-2] for template in frame.templates]
-        return [
-            Dns(at, client, *middles[which], *known[client])
-            for which, at, client in zip(frame.which, frame.at_ms, frame.clients, strict=True)
-        ]
-
     def _note(self, now_ms: int, action: str, what: str, result: str, detail: str = "") -> Sequence[Event]:
         return self.record(Maintenance(now_ms, "agent", action, what, "", "", result, detail))
 
@@ -251,6 +254,29 @@ class Intake:
             self._ring.forget(sources)
         except StorageError:  # then the next start takes an orderly end for a death: a record too many, none too few
             pass
+
+
+class _Unfolded(Sequence[Event]):
+    """The look-ups of a frame one by one, made only if somebody wants to see them: most of the time nobody does."""
+
+    def __init__(self, frame: Folded, whos: Sequence[tuple[bytes, bytes, str]]) -> None:
+        self._frame = frame
+        self._whos = whos
+
+    def __len__(self) -> int:
+        return len(self._frame.which)
+
+    @overload
+    def __getitem__(self, at: int) -> Event: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Event]: ...
+    def __getitem__(self, at: int | slice) -> Event | Sequence[Event]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        frame = self._frame
+        client, mac, session = self._whos[frame.who[at]]
+        template = frame.templates[frame.which[at]]
+        return template._replace(at_ms=frame.at_ms[at], client=client, mac=mac, session=session)
 
 
 def _name(hello: Hello) -> str:

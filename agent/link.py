@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from policy.errors import FrameError
-from policy.event import Dns, Event
-from policy.frame import MAX_FRAME, Ack, Command, Hello, beat_frame, bye_frame, hello_frame, read_down
+from policy.event import Event
+from policy.frame import MAX_FRAME, Ack, Command, Fold, Hello, beat_frame, bye_frame, hello_frame, read_down
 from policy.outbox import Outbox
 
 RETRY_S: Final = 0.25
@@ -43,15 +43,9 @@ class Link:
         """Take one record; never blocks."""
         self._outbox.put(event)
 
-    def put_folded(
-        self,
-        templates: Sequence[Dns] | Sequence[bytes],
-        index: Sequence[int],
-        at_ms: Sequence[int],
-        clients: list[bytes],
-    ) -> None:
+    def put_folded(self, fold: Fold, *, are_blocks: bool = False) -> None:
         """Take many look-ups that differ in time and client only; never blocks."""
-        self._outbox.put_folded(templates, index, at_ms, clients)
+        self._outbox.put_folded(fold, are_blocks=are_blocks)
 
     def next_timer(self) -> float:
         """Monotonic second at which `pump` wants to be called again."""

@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Callable
 from itertools import repeat
 from operator import add
+from struct import Struct
 from typing import Final, NamedTuple
 
 from dns.door import SLOT, Admission
@@ -174,7 +175,9 @@ class BatchDoor:
         """Answers whose octets the kernel is about to read."""
         self._starts = [i * SLOT for i in range(BATCH)]
         self._keys_at = [i * SLOT + 2 for i in range(BATCH)]
-        self._who = [slice(i * name_size + name_at, i * name_size + name_at + name_length) for i in range(BATCH)]
+        address = f"{name_at}x{name_length}s{name_size - name_at - name_length}x"
+        self._who = [Struct("=" + address * number) for number in range(BATCH + 1)]
+        """By number of datagrams: their senders' addresses, 20 ns each; cut out one by one they would cost 60."""
         self._prepare()
 
     def readable(self, _: int) -> None:
@@ -192,8 +195,7 @@ class BatchDoor:
     def _serve(self, number: int, now: float) -> None:
         self.counters["batches"] += 1
         hot = self._hot
-        names = bytes(self._in.name_view[: number * self._in.name_size])
-        who = [names[part] for part in self._who[:number]]
+        who = self._who[number].unpack_from(self._in.names)
         data = bytes(self._data_view[: number * SLOT])
         lengths = self._in_sizes[:number].tolist()
         gets = map(hot.clients.get, who, repeat(hot.nothing))
@@ -209,14 +211,13 @@ class BatchDoor:
                 return
         except TypeError:
             pass
-        self._serve_mixed(number, now, names, who, data, lengths, entries)
+        self._serve_mixed(number, now, who, data, lengths, entries)
 
     def _serve_mixed(
         self,
         number: int,
         now: float,
-        names: bytes,
-        who: list[bytes],
+        who: tuple[bytes, ...],
         data: bytes,
         lengths: list[int],
         entries: list[bytes | None],
@@ -236,7 +237,7 @@ class BatchDoor:
             if entry is not None:
                 noted.append(i)
             else:
-                entry = self._ask_core(i, names, who[i], data[self._starts[i] : self._starts[i] + lengths[i]], key, now)
+                entry = self._ask_core(i, who[i], data[self._starts[i] : self._starts[i] + lengths[i]], key, now)
             if entry is not None:
                 live.append(i)
             entries[i] = entry or _NO_ENTRY
@@ -251,7 +252,7 @@ class BatchDoor:
         if noted:
             hot.note([words[WORDS * i] for i in noted], [who[i] for i in noted], now)
 
-    def _ask_core(self, slot: int, names: bytes, client: bytes, data: bytes, key: bytes, now: float) -> bytes | None:
+    def _ask_core(self, slot: int, client: bytes, data: bytes, key: bytes, now: float) -> bytes | None:
         """The slow path of one query. Gives an entry to answer with now; None: not now, or never."""
         control_size, name_size = self._in.control_size, self._in.name_size
         control = bytes(self._in.control_view[slot * control_size : (slot + 1) * control_size])
@@ -259,7 +260,8 @@ class BatchDoor:
             at = self._interface_at
             if not self._admission.admits(int.from_bytes(control[at : at + 4], _ORDER)):
                 return None
-        way = _BatchWay(self, client, names[slot * name_size : (slot + 1) * name_size], control, key)
+        name = bytes(self._in.name_view[slot * name_size : (slot + 1) * name_size])
+        way = _BatchWay(self, client, name, control, key)
         reply = self._receive(data, Peer(client, False, way), now)
         if reply is None:
             return None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from policy.event import Dns, Event
-from policy.frame import Command
+from policy.event import Event
+from policy.frame import Command, Fold
 
 
 class Link(Protocol):
@@ -19,17 +19,8 @@ class Link(Protocol):
         """Take one record."""
         ...
 
-    def put_folded(
-        self,
-        templates: Sequence[Dns] | Sequence[bytes],
-        index: Sequence[int],
-        at_ms: Sequence[int],
-        clients: list[bytes],
-    ) -> None:
-        """Take many look-ups that differ in time and client only; none of them a blocked one.
-
-        A template is a record without time and client, or what `policy.frame.event_bytes` made of it.
-        """
+    def put_folded(self, fold: Fold, *, are_blocks: bool = False) -> None:
+        """Take many look-ups that differ in time and client only; all of them blocked, or none."""
         ...
 
     def pump(self, now_s: float) -> list[Command]:

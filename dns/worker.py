@@ -125,7 +125,7 @@ class _Loop:
             now,
         )
         self._admission = Admission(lan, now)
-        self._hot = HotCache(settings.hot_bytes, link.put, link.put_folded, self.proxy.limiter)
+        self._hot = HotCache(settings.hot_bytes, link.put_folded, self.proxy.limiter)
         self._calls = _system_calls()
         self._udp: list[UdpDoor | BatchDoor] = []
         self._tcp: list[TcpDoor] = []

@@ -7,7 +7,8 @@ Does not hold what to send when: that is `policy.outbox`.
 Upwards    HELLO  once per connection: who speaks. `incarnation` is new for each start of a process, so (incarnation,
                   stream, seq) names a frame for ever and a frame that is sent again can be told from a new one.
            EVENTS records, whole.
-           FOLDED many records that differ in time and client only (cached DNS answers): templates and columns.
+           FOLDED many look-ups that differ in time and client only (cached DNS answers): templates and columns. Blocked
+                  ones have frames of their own, on the critical stream.
            BEAT   alive, with counters.   BYE  an orderly end; without it the agent records a gap.
 Downwards  ACK    all frames of this stream up to `seq` are on flash.
            RELOAD read configuration and policy again.   STOP  drain and end.
@@ -21,6 +22,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias, cast
 
 import msgpack
@@ -28,7 +30,7 @@ import msgpack
 from policy.errors import FrameError
 from policy.event import MAX_ANSWERS, MAX_NAME, MAX_PATH, TAG_OF, TAGS, Dns, Event, Flow
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_FRAME: Final = 128 << 10
 """Octets. net.core.wmem_default is 208 KiB on Linux, and a SEQPACKET message must fit in the send buffer whole."""
 MAX_FRAME_EVENTS: Final = 4096
@@ -71,6 +73,21 @@ class Events(NamedTuple):
     events: list[Event]
 
 
+class Fold(NamedTuple):
+    """Look-ups that differ in time and client only, as a hook hands them over."""
+
+    templates: Sequence[bytes]
+    """Records without time and client, as `event_bytes` makes them: a name asked for all the time is packed once."""
+    which: Sequence[int]
+    """One per look-up: its template."""
+    times: Sequence[tuple[int, int]]
+    """(milliseconds, look-ups that came then), in the order of the columns."""
+    clients: Sequence[bytes]
+    """Each address once."""
+    who: Sequence[int]
+    """One per look-up: its client."""
+
+
 class Folded(NamedTuple):
     stream: int
     seq: int
@@ -79,8 +96,9 @@ class Folded(NamedTuple):
     which: Sequence[int]
     """One per event: its template."""
     at_ms: Sequence[int]
-    clients: list[bytes]
-    """One per event."""
+    clients: tuple[bytes, ...]
+    who: Sequence[int]
+    """One per event: its client."""
 
 
 class Beat(NamedTuple):
@@ -171,17 +189,18 @@ def events_frame(stream: int, seq: int, packed: Sequence[bytes]) -> bytes:
     return b"".join((_head(5, Kind.EVENTS, stream, seq), _array_head(len(packed)), *packed))
 
 
-def folded_frame(
-    stream: int, seq: int, templates: Sequence[bytes], index: Sequence[int], at_ms: Sequence[int], clients: list[bytes]
-) -> bytes:
-    """A frame of folded look-ups; `templates` already packed by `event_bytes`."""
-    base = min(at_ms)
-    distinct: dict[bytes, int] = {}
-    who = [distinct.setdefault(client, len(distinct)) for client in clients]
-    columns = msgpack.packb(_column("H", index)) + msgpack.packb(base)
-    columns += msgpack.packb(_column("I", [at - base for at in at_ms]))
-    columns += msgpack.packb(list(distinct)) + msgpack.packb(_column("H", who))
-    return b"".join((_head(10, Kind.FOLDED, stream, seq), _array_head(len(templates)), *templates, columns))
+def folded_frame(stream: int, seq: int, fold: Fold) -> bytes:
+    """A frame of folded look-ups; at most MAX_FRAME_EVENTS of them."""
+    base = min(at for at, _ in fold.times)
+    columns = (
+        _column("H", fold.which),
+        base,
+        _column("I", [at - base for at, _ in fold.times]),
+        _column("H", [number for _, number in fold.times]),
+        list(fold.clients),
+        _column("H", fold.who),
+    )
+    return cast(bytes, msgpack.packb((VERSION, Kind.FOLDED, stream, seq, list(fold.templates), *columns)))
 
 
 def beat_frame(counters: dict[str, int]) -> bytes:
@@ -253,22 +272,43 @@ def _open(data: bytes) -> tuple[int, tuple[object, ...]]:
 
 
 def _read_folded(body: tuple[object, ...]) -> Folded:
-    values = _expect(body, (int, int, tuple, bytes, int, bytes, tuple, bytes), "folded")
-    stream, seq, rows, index_bytes, base, at_bytes, distinct, who_bytes = values
-    templates = [_record(row) for row in rows]
-    which, offsets, who = _read_column("H", index_bytes), _read_column("I", at_bytes), _read_column("H", who_bytes)
+    values = _expect(body, (int, int, tuple, bytes, int, bytes, bytes, tuple, bytes), "folded")
+    stream, seq, packed, which_bytes, base, offset_bytes, number_bytes, clients, who_bytes = values
+    templates = [_template(data) for data in packed]
+    which, who = _read_column("H", which_bytes), _read_column("H", who_bytes)
+    offsets, numbers = _read_column("I", offset_bytes), _read_column("H", number_bytes)
     count = len(which)
-    if not count == len(offsets) == len(who) or not 0 < count <= MAX_FRAME_EVENTS:
-        raise FrameError(f"folded: columns of {count}, {len(offsets)} and {len(who)} events")
-    if max(which) >= len(templates) or max(who) >= len(distinct):
+    if not count == sum(numbers) == len(who) or not 0 < count <= MAX_FRAME_EVENTS or len(offsets) != len(numbers):
+        raise FrameError(f"folded: columns of {count}, {sum(numbers)} and {len(who)} events")
+    if max(which) >= len(templates) or max(who) >= len(clients):
         raise FrameError("folded: an index points past its table")
-    if any(type(client) is not bytes or len(client) not in (4, 16) for client in distinct):
+    if any(type(client) is not bytes or len(client) not in (4, 16) for client in clients):
         raise FrameError("folded: a client is not an address of 4 or 16 octets")
-    if any(type(template) is not Dns for template in templates) or base < 0:
-        raise FrameError("folded: expected look-ups and a base time")
-    at_ms = [base + offset for offset in offsets]
-    dns = cast("list[Dns]", templates)
-    return Folded(_stream(stream), _seq(seq), dns, which, at_ms, [distinct[i] for i in who])
+    if not 0 <= base < MAX_MS:
+        raise FrameError(f"folded: base time {base} ms")
+    at_ms: list[int] = []
+    for offset, number in zip(offsets, numbers, strict=True):
+        at_ms += [base + offset] * number
+    return Folded(_stream(stream), _seq(seq), templates, which, at_ms, clients, who)
+
+
+def _template(data: object) -> Dns:
+    if type(data) is not bytes:
+        raise FrameError(f"folded: a template is not octets but {data!r:.60}")
+    return _known_template(data)
+
+
+# The same names come again and again: to read and check a record costs 5 us, to find it here a twentieth. 600 octets
+# each. What is wrong raises, and is not kept.
+@lru_cache(maxsize=8192)
+def _known_template(data: bytes) -> Dns:
+    try:
+        record = _record(msgpack.unpackb(data, use_list=False, strict_map_key=True))
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise FrameError(f"folded: a template is not msgpack: {error}") from None
+    if not isinstance(record, Dns):
+        raise FrameError("folded: expected look-ups")
+    return record
 
 
 def _record(row: object) -> Event:

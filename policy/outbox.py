@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Final, NamedTuple
 
-from policy.event import Dns, Event, Gap, is_critical
-from policy.frame import MAX_FRAME, MAX_FRAME_EVENTS, Stream, event_bytes, events_frame, folded_frame
+from policy.event import Event, Gap, is_critical
+from policy.frame import MAX_FRAME, MAX_FRAME_EVENTS, Fold, Stream, event_bytes, events_frame, folded_frame
 
 DEFAULT_MAX_BYTES: Final = 4 << 20
 """4 MiB: 30 s (the usual loss window) of 8,000 folded look-ups a second at about 16 octets each."""
@@ -65,21 +66,17 @@ class Outbox:
         if len(pending) >= MAX_PENDING:
             self.flush(event.at_ms)
 
-    def put_folded(
-        self,
-        templates: Sequence[Dns] | Sequence[bytes],
-        index: Sequence[int],
-        at_ms: Sequence[int],
-        clients: list[bytes],
-    ) -> None:
-        """Take many look-ups that differ in time and client only; none of them may be a blocked one.
-
-        A template is a record without time and client, or what `event_bytes` made of one: a name that is asked for
-        all the time is packed once.
-        """
-        for at in range(0, len(index), MAX_FRAME_EVENTS // 2):
-            part = slice(at, at + MAX_FRAME_EVENTS // 2)
-            self._fold(templates, index[part], at_ms[part], clients[part])
+    def put_folded(self, fold: Fold, *, are_blocks: bool = False) -> None:
+        """Take many look-ups that differ in time and client only; all of them blocked, or none."""
+        stream = Stream.CRITICAL if are_blocks else Stream.ACCESS
+        size = sum(map(len, fold.templates)) + 5 * len(fold.templates) + 18 * len(fold.clients) + 4 * len(fold.which)
+        if len(fold.which) > 1 and (size + 6 * len(fold.times) > MAX_FRAME - 256 or len(fold.which) > MAX_FRAME_EVENTS):
+            for half in _halves(fold):
+                self.put_folded(half, are_blocks=are_blocks)
+            return
+        data = folded_frame(stream, self._next_seq(stream), fold)
+        first, last = min(fold.times)[0], max(fold.times)[0]
+        self._keep(stream, _Held(self._seq[stream], data, len(fold.which), first, last))
 
     def flush(self, now_ms: int, *, is_last: bool = False) -> None:
         """Pack what is pending into frames. `is_last`: the process ends, so a loss is told now."""
@@ -131,27 +128,6 @@ class Outbox:
             size += len(data)
         self._hold(stream, events_frame(stream, self._next_seq(stream), packed), events[first:])
 
-    def _fold(
-        self,
-        templates: Sequence[Dns] | Sequence[bytes],
-        index: Sequence[int],
-        at_ms: Sequence[int],
-        clients: list[bytes],
-    ) -> None:
-        local: dict[int, int] = {}
-        renumbered = [local.setdefault(i, len(local)) for i in index]
-        picked = [templates[i] for i in local]
-        packed = [item if isinstance(item, bytes) else event_bytes(item) for item in picked]
-        # 8 octets of columns an event, and at most 19 for a client's address
-        if sum(map(len, packed)) + 27 * len(index) > MAX_FRAME - 64 and len(index) > 1:
-            half = len(index) // 2
-            self._fold(templates, index[:half], at_ms[:half], clients[:half])
-            self._fold(templates, index[half:], at_ms[half:], clients[half:])
-            return
-        stream = Stream.ACCESS
-        data = folded_frame(stream, self._next_seq(stream), packed, renumbered, at_ms, clients)
-        self._keep(stream, _Held(self._seq[stream], data, len(index), min(at_ms), max(at_ms)))
-
     def _hold(self, stream: Stream, data: bytes, events: Sequence[Event]) -> None:
         times = [event.at_ms for event in events]
         self._keep(stream, _Held(self._seq[stream], data, len(events), min(times), max(times)))
@@ -179,3 +155,21 @@ class Outbox:
     def _next_seq(self, stream: Stream) -> int:
         self._seq[stream] += 1
         return self._seq[stream]
+
+
+def _halves(fold: Fold) -> list[Fold]:
+    """The first half of the look-ups and the second, each with what it needs of the tables."""
+    at_ms = [at for at, number in fold.times for _ in range(number)]
+    middle = len(at_ms) // 2
+    halves = []
+    for part in (slice(0, middle), slice(middle, None)):
+        templates, which = _picked(fold.templates, fold.which[part])
+        clients, who = _picked(fold.clients, fold.who[part])
+        times = [(at, len(list(same))) for at, same in groupby(at_ms[part])]
+        halves.append(Fold(templates, which, times, clients, who))
+    return halves
+
+
+def _picked(table: Sequence[bytes], column: Sequence[int]) -> tuple[list[bytes], list[int]]:
+    new = {old: at for at, old in enumerate(dict.fromkeys(column))}
+    return [table[old] for old in new], [new[old] for old in column]

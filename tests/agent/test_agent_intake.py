@@ -9,6 +9,7 @@ from policy.errors import FrameError
 from policy.event import Dns, Event, Flow, Gap, Maintenance
 from policy.frame import (
     Ack,
+    Fold,
     Hello,
     Stream,
     beat_frame,
@@ -18,6 +19,7 @@ from policy.frame import (
     folded_frame,
     hello_frame,
 )
+from storage.batch import Columns, Who
 
 CLIENT = b"\x0a\0\0\2"
 MAC = b"\2\0\0\0\0\1"
@@ -36,6 +38,20 @@ class FakeRing:
         self.events += events
         if source:
             self.kept[source] = seq
+
+    def add_folded(
+        self,
+        templates: Sequence[Dns],
+        which: Sequence[int],
+        at_ms: Sequence[int],
+        whos: Sequence[Who],
+        who: Sequence[int],
+        source: bytes = b"",
+        seq: int = 0,
+    ) -> None:
+        columns = Columns()
+        columns.add_folded(templates, which, at_ms, whos, who)
+        self.add(list(columns.events()), source, seq)
 
     def marks(self) -> dict[bytes, int]:
         return self.kept
@@ -150,9 +166,22 @@ def test_the_mac_seen_by_the_packet_hook_is_given_to_look_ups_of_the_same_client
     desk.greet(role="nfq")
     desk.intake.receive(3, frame(1, FLOW), 10)
     template = LOOKUP._replace(at_ms=0, client=b"")
-    data = folded_frame(Stream.ACCESS, 2, [event_bytes(template)], [0, 0], [50, 51], [CLIENT, CLIENT])
-    events = desk.intake.receive(3, data, 11)
-    assert list(events) == [LOOKUP._replace(at_ms=at, mac=MAC, session="s1") for at in (50, 51)]
+    fold = Fold([event_bytes(template)], [0, 0], [(50, 1), (51, 1)], [CLIENT], [0, 0])
+    events = desk.intake.receive(3, folded_frame(Stream.ACCESS, 2, fold), 11)
+    expected = [LOOKUP._replace(at_ms=at, mac=MAC, session="s1") for at in (50, 51)]
+    assert list(events) == expected
+    assert desk.ring.events[-2:] == expected
+
+
+def test_folded_blocks_are_committed_at_once_and_other_folded_look_ups_are_not() -> None:
+    desk = Desk()
+    desk.greet()
+    desk.intake.committed()
+    fold = Fold([event_bytes(LOOKUP._replace(at_ms=0, client=b""))], [0], [(50, 1)], [CLIENT], [0])
+    desk.intake.receive(3, folded_frame(Stream.ACCESS, 1, fold), 11)
+    assert not desk.intake.urgent
+    desk.intake.receive(3, folded_frame(Stream.CRITICAL, 1, fold), 11)
+    assert desk.intake.urgent
 
 
 def test_silence_is_told_once_per_timer_until_the_connection_is_closed() -> None:

@@ -38,12 +38,11 @@ class FileLink:
             row["answers"] = [a.hex() for a in event.answers]
         self._events.write(json.dumps({"kind": type(event).__name__, **row}) + "\n")
 
-    def put_folded(self, templates, index, at_ms, clients):
-        for which, at, client in zip(index, at_ms, clients, strict=True):
-            template = templates[which]
-            if isinstance(template, bytes):
-                template = Dns(*msgpack.unpackb(template, use_list=False)[1:])
-            self.put(template._replace(at_ms=at, client=client))
+    def put_folded(self, fold, *, are_blocks=False):
+        at_ms = [at for at, number in fold.times for _ in range(number)]
+        for which, at, who in zip(fold.which, at_ms, fold.who, strict=True):
+            template = Dns(*msgpack.unpackb(fold.templates[which], use_list=False)[1:])
+            self.put(template._replace(at_ms=at, client=fold.clients[who]))
 
     def pump(self, now_s):
         if not self._commands.exists():

@@ -27,14 +27,12 @@ class Book:
     def __init__(self):
         self.events = []
 
-    def put(self, event):
-        self.events.append(event)
-
-    def put_folded(self, templates, index, at_ms, clients):
-        for which, at, client in zip(index, at_ms, clients, strict=True):
-            template = Dns(*msgpack.unpackb(templates[which], use_list=False)[1:])
-            assert template.verdict != 1, "a blocked look-up may not travel folded"
-            self.events.append(template._replace(at_ms=at, client=client))
+    def put_folded(self, fold, *, are_blocks=False):
+        at_ms = [at for at, number in fold.times for _ in range(number)]
+        for which, at, who in zip(fold.which, at_ms, fold.who, strict=True):
+            template = Dns(*msgpack.unpackb(fold.templates[which], use_list=False)[1:])
+            assert (template.verdict == 1) == are_blocks, "blocked look-ups travel by themselves"
+            self.events.append(template._replace(at_ms=at, client=fold.clients[who]))
 
 
 class Bench:
@@ -47,7 +45,7 @@ class Bench:
         )
         self.proxy = Proxy(config, DictDecider(policy), os.urandom)
         self.proxy.wall_offset = 0.0
-        self.hot = HotCache(hot_bytes, self.book.put, self.book.put_folded, self.proxy.limiter)
+        self.hot = HotCache(hot_bytes, self.book.put_folded, self.proxy.limiter)
         self.ttl = ttl
 
     def ask(self, data, now, client=CLIENT):

@@ -9,12 +9,14 @@ from policy.errors import FrameError
 from policy.event import Dns, Event, Flood, Flow, Gap, Health, Maintenance, Nat, Registration, Session
 from policy.frame import (
     MAX_FRAME,
+    VERSION,
     Ack,
     Beat,
     Bye,
     Client,
     Down,
     Events,
+    Fold,
     Folded,
     Hello,
     Hint,
@@ -52,11 +54,43 @@ def test_every_record_survives_the_way_up() -> None:
 
 def test_folded_columns_come_back_in_order() -> None:
     templates = [LOOKUP._replace(at_ms=0, client=b""), LOOKUP._replace(at_ms=0, client=b"", name="b.example")]
-    clients = [b"\x0a\0\0\2", b"\xfd" + bytes(15), b"\x0a\0\0\2"]
-    frame = read_up(folded_frame(0, 9, [event_bytes(t) for t in templates], [1, 0, 1], [1002, 1000, 1001], clients))
+    clients = [b"\x0a\0\0\2", b"\xfd" + bytes(15)]
+    fold = Fold([event_bytes(t) for t in templates], [1, 0, 1], [(1002, 1), (1000, 2)], clients, [0, 1, 0])
+    frame = read_up(folded_frame(0, 9, fold))
     assert isinstance(frame, Folded)
-    assert (list(frame.which), frame.at_ms, frame.clients) == ([1, 0, 1], [1002, 1000, 1001], clients)
-    assert frame.templates == templates
+    assert (list(frame.which), frame.at_ms, list(frame.who)) == ([1, 0, 1], [1002, 1000, 1000], [0, 1, 0])
+    assert (frame.templates, frame.clients) == (templates, tuple(clients))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"templates": [b"\xc1"]}, "not msgpack"),
+        ({"templates": [event_bytes(EVERY_KIND[1])]}, "expected look-ups"),
+        ({"templates": [event_bytes(LOOKUP)[:-1]]}, "not msgpack"),
+        ({"which": [1]}, "past its table"),
+        ({"who": [1]}, "past its table"),
+        ({"who": [0, 0]}, "columns of"),
+        ({"times": [(1, 2)]}, "columns of"),
+        ({"clients": [b"123"]}, "not an address"),
+        ({"times": [(1 << 48, 1)]}, "base time"),
+    ],
+)
+def test_a_folded_frame_is_believed_in_nothing(change: dict[str, object], why: str) -> None:
+    right = Fold([event_bytes(LOOKUP)], [0], [(1, 1)], [b"\x0a\0\0\2"], [0])
+    read_up(folded_frame(0, 1, right))
+    with pytest.raises(FrameError, match=why):
+        read_up(folded_frame(0, 1, right._replace(**change)))  # type: ignore[arg-type]
+
+
+def test_a_folded_frame_with_any_octet_changed_is_read_or_refused() -> None:
+    whole = folded_frame(0, 1, Fold([event_bytes(LOOKUP)] * 2, [0, 1], [(1, 2)], [b"\x0a\0\0\2"], [0, 0]))
+    for at in range(len(whole)):
+        for octet in (0, 0x7F, 0xC1, 0xFF, whole[at] ^ 1):
+            try:
+                read_up(whole[:at] + bytes((octet,)) + whole[at + 1 :])
+            except FrameError:
+                pass
 
 
 def test_the_small_frames() -> None:
@@ -92,7 +126,7 @@ ODD = st.recursive(
 
 @given(st.integers(0, 22), st.lists(ODD, max_size=9))
 def test_well_formed_msgpack_of_the_wrong_shape_is_a_frame_error(kind: int, body: list[object]) -> None:
-    data = msgpack.packb([1, kind, *body])
+    data = msgpack.packb([VERSION, kind, *body])
     for read in (read_up, read_down):
         try:
             read(data)
@@ -125,6 +159,6 @@ def test_bounds() -> None:
     with pytest.raises(FrameError, match="octets, expected at most"):
         read_up(bytes(MAX_FRAME + 1))
     with pytest.raises(FrameError, match="two releases are running"):
-        read_up(msgpack.packb([2, 4]))
+        read_up(msgpack.packb([VERSION + 1, 4]))
     with pytest.raises(FrameError, match="out of range"):
         read_up(events_frame(0, 1, [event_bytes(EVERY_KIND[1]._replace(sport=70000))]))  # type: ignore[call-arg]

@@ -1,7 +1,7 @@
 """The outbox: nothing is forgotten before it is acknowledged, nothing grows without bound, every loss is told."""
 
 from policy.event import Dns, Gap
-from policy.frame import Events, Folded, Stream, event_bytes, events_frame, read_up
+from policy.frame import Events, Fold, Folded, Stream, event_bytes, events_frame, read_up
 from policy.outbox import Outbox
 from policy.verdict import Verdict
 
@@ -57,12 +57,24 @@ def test_folded_look_ups_are_split_to_fit_a_frame_and_none_is_lost() -> None:
     outbox = Outbox("dns/0", max_bytes=1 << 30)
     templates = [look_up(0, f"{'x' * 200}{i}.example")._replace(client=b"") for i in range(3000)]
     index = [i % 3000 for i in range(9000)]
-    outbox.put_folded(templates, index, list(range(9000)), [b"\x0a\0\0\2"] * 9000)
+    clients = [b"\x0a\0\0\2", b"\x0a\0\0\3"]
+    who = [i % 7 // 4 for i in range(9000)]
+    packed = [event_bytes(template) for template in templates]
+    outbox.put_folded(Fold(packed, index, [(at, 3) for at in range(3000)], clients, who))
     seen = []
     for frame in send_all(outbox):
         assert isinstance(frame, Folded)
-        seen += [(frame.templates[i].name, at) for i, at in zip(frame.which, frame.at_ms, strict=True)]
-    assert seen == [(templates[i].name, at) for at, i in enumerate(index)]
+        rows = zip(frame.which, frame.at_ms, frame.who, strict=True)
+        seen += [(frame.templates[i].name, at, frame.clients[one]) for i, at, one in rows]
+    assert seen == [(templates[i].name, at // 3, clients[who[at]]) for at, i in enumerate(index)]
+
+
+def test_blocked_look_ups_travel_folded_on_the_critical_stream() -> None:
+    outbox = Outbox("dns/0")
+    fold = Fold([event_bytes(look_up(0)._replace(client=b"", verdict=1))], [0], [(5, 1)], [b"\x0a\0\0\2"], [0])
+    outbox.put_folded(fold, are_blocks=True)
+    outbox.put_folded(fold._replace(times=[(6, 1)]))
+    assert [(frame.stream, frame.seq) for frame in send_all(outbox)] == [(Stream.CRITICAL, 1), (Stream.ACCESS, 1)]
 
 
 def test_memory_is_bounded_and_a_loss_is_a_gap_record_with_its_bounds() -> None:
