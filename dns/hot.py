@@ -6,8 +6,9 @@ behind the tail. A batch of queries is looked up by one expression and answered 
 The hash is Python's own: 64 bits of SipHash under a key that is new in each process, so nobody can make two questions
 meet, and by chance they do once in 10^14 questions at 100,000 answers; the questions themselves would be a third of
 all memory here.
-Rule: bounded in octets. The arena has two halves; when one is full the other is emptied, so the oldest answers go.
-What is put on record refers to the arena: it is handed over before any half is emptied.
+Rule: bounded in octets. The arena is filled part by part; when the last one is full the first is emptied for the next
+answers, so an eighth of them goes at a time, the oldest. What is put on record refers to the arena: it is handed over
+before any part is emptied.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
@@ -39,8 +41,9 @@ MAX_NOTED: Final = 2048
 """Look-ups noted until they must be handed over: their records fit one frame, and it takes 1 ms."""
 MIN_NOTED: Final = 64
 """The same where queries come one by one: then nobody is kept waiting for longer than 0.1 ms."""
-PER_ENTRY: Final = 48 + (33 + ENTRY.size + 7) + 60
-"""Octets besides the arena: an int, a bytes object, and a dict slot."""
+PER_ENTRY: Final = 48 + (33 + ENTRY.size + 7) + 60 + 12
+"""Octets besides the arena: an int, a bytes object, a dict slot, and its place in the part's list."""
+PARTS: Final = 8
 
 _META: Final = Struct("@IIHH?xxx")
 """In the arena before each tail: expiry (s, or NEVER), policy's end (s), octets of tail and record, is it a block?"""
@@ -49,6 +52,17 @@ _RECORD: Final = Struct("@8xHH?xxx")
 _OPPOSITE: Final = b"\1\0" + bytes(254)
 
 Get = Callable[[int], bytes | None]
+
+
+class _Part:
+    """A part of the arena, and what stands in it: hashes of questions, and their groups, in the same order."""
+
+    __slots__ = ("end", "groups", "keys")
+
+    def __init__(self, start: int) -> None:
+        self.end = start
+        self.keys = array("q")
+        self.groups = array("I")
 
 
 class PutFolded(Protocol):
@@ -77,16 +91,14 @@ class HotCache:
         self._put_folded = put_folded
         self._limiter = limiter
         self._max_bytes = max_bytes
-        self._half = (max_bytes // 4) & ~7
-        self._arena = mmap.mmap(-1, 2 * self._half)
+        self._part_bytes = (max_bytes // 2 // PARTS) & ~7
+        """Of the arena; as much again for what the entries cost outside of it."""
+        self._arena = mmap.mmap(-1, PARTS * self._part_bytes)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._arena))
         self._tables: dict[int, dict[int, bytes]] = {}
-        self._at = [0, self._half]
-        """Next free place in each half."""
+        self._parts = [_Part(number * self._part_bytes) for number in range(PARTS)]
         self._now = 0
-        """The half that is being filled."""
-        self._bytes = [0, 0]
-        """Of keys and entries, by half."""
+        """The part that is being filled."""
         self._is_full = False
         self._places: list[int] = []
         self._clients: list[bytes] = []
@@ -100,7 +112,10 @@ class HotCache:
 
     @property
     def bytes_used(self) -> int:
-        return sum(self._bytes) + self._at[0] + self._at[1] - self._half
+        starts = range(0, PARTS * self._part_bytes, self._part_bytes)
+        return sum(
+            part.end - start + PER_ENTRY * len(part.keys) for part, start in zip(self._parts, starts, strict=True)
+        )
 
     def admit(self, client: bytes, group: int) -> None:
         """Questions of this client may be looked up here."""
@@ -117,22 +132,22 @@ class HotCache:
         self.hand_over(0.0)
         self._tables.clear()
         self.clients.clear()
-        self._at, self._now, self._bytes = [0, self._half], 0, [0, 0]
-        self._is_full = False
+        self._parts = [_Part(number * self._part_bytes) for number in range(PARTS)]
+        self._now, self._is_full = 0, False
 
     def put(self, key: bytes, reply: Reply, hot: Hot) -> bytes | None:
         """Keep an answer. Gives its entry; None: there is no room before `tidy`."""
         tail = memoryview(reply.data)[2:]
         record = event_bytes(hot.record)
         size = (_META.size + len(record) + len(tail) + 15) & ~7
-        start = self._at[self._now]
-        cost = PER_ENTRY
-        end = self._half * (self._now + 1)
-        if start + size > end or self._bytes[self._now] + cost > self._max_bytes // 4:
+        part = self._parts[self._now]
+        start = part.end
+        if start + size > (self._now + 1) * self._part_bytes or PER_ENTRY * (len(part.keys) + 1) > self._part_bytes:
             self._is_full = True
             return None
-        self._at[self._now] = start + size
-        self._bytes[self._now] += cost
+        part.end = start + size
+        part.keys.append(key_hash := hash(key))
+        part.groups.append(hot.group)
         expires = min(NEVER, int(hot.expires))
         policy_end = min(NEVER, int(hot.valid_until))
         deadline = policy_end if expires == NEVER else min(policy_end, hot.true_until)
@@ -142,7 +157,7 @@ class HotCache:
         self._arena[at : at + len(tail)] = tail
         self._arena[at + len(tail) : at + len(tail) + len(record)] = record
         entry = ENTRY.pack(self._base + at, len(tail), deadline)
-        self._tables.setdefault(hot.group, {})[hash(key)] = entry
+        self._tables.setdefault(hot.group, {})[key_hash] = entry
         return entry
 
     def renew(self, client: bytes, key: bytes, entry: bytes, now: float) -> bytes | None:
@@ -201,14 +216,15 @@ class HotCache:
         self.hand_over(now)
         self._is_full = False
         self.counters["evictions"] += 1
-        self._now = 1 - self._now
-        low = self._half * self._now
-        self._at[self._now] = low
-        self._bytes[self._now] = 0
-        first, last = self._base + low, self._base + low + self._half
-        for table in self._tables.values():
-            gone = [key for key, entry in table.items() if first <= int.from_bytes(entry[:_WORD], _ORDER) < last]
-            for key in gone:
+        self._now = (self._now + 1) % PARTS
+        low = self._now * self._part_bytes
+        first, last = self._base + low, self._base + low + self._part_bytes
+        part, self._parts[self._now] = self._parts[self._now], _Part(low)
+        for key, group in zip(part.keys, part.groups, strict=True):
+            table = self._tables[group]
+            entry = table.get(key)
+            # It may have been put anew since, in another part.
+            if entry is not None and first <= int.from_bytes(entry[:_WORD], _ORDER) < last:
                 del table[key]
 
     def hand_over(self, now: float) -> None:

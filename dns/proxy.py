@@ -57,8 +57,9 @@ STALE_TTL_S: Final = 30
 MAX_STRANGERS: Final = 8
 """Replies with our id but another question: somebody is guessing, so ask again where guessing does not help."""
 MAX_CLIENTS: Final = 4096
-MAX_KNOWN: Final = 65536
-"""Questions remembered to tell the second time from the first; 80 octets each."""
+KNOWN: Final = 1 << 17
+"""Questions remembered to tell the second time from the first, an octet each. Two that meet in one place push each
+other out; a stranger is taken for known once in 256 times, which costs a place among the ready answers and no more."""
 LOCAL_TTL_S: Final = 3600
 """Of what the RFCs fix: localhost, `.onion`, RFC 8482."""
 STAMP_MAX_S: Final = 30
@@ -163,8 +164,8 @@ class Proxy:
         self._decider = decider
         self._clients: dict[bytes, _Client] = {}
         self._macs: dict[bytes, bytes] = {}
-        self._known: set[int] = set()
-        """Hashes of questions asked at least once."""
+        self._known = bytearray(KNOWN)
+        """Of the last question with each hash, eight other bits of it."""
         self._events: list[Event] = []
         self._asks: list[Ask] = []
         self._replies: list[Reply] = []
@@ -281,11 +282,10 @@ class Proxy:
     def _is_known(self, data: bytes) -> bool:
         """Has this very question been asked lately? Most are asked once, and not worth a place among the ready ones."""
         key = hash(data[2:])
-        if key in self._known:
+        place, mark = key & (KNOWN - 1), key >> 24 & 0xFF
+        if self._known[place] == mark:
             return True
-        if len(self._known) >= MAX_KNOWN:
-            self._known.clear()
-        self._known.add(key)
+        self._known[place] = mark
         return False
 
     def _serve(self, waiter: _Waiter, now: float) -> Reply | None:

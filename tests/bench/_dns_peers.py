@@ -92,12 +92,12 @@ def policy_names() -> list[str]:
 
 @dataclass
 class Mix:
-    """The questions: Zipf over NAMES names. Each name is asked for with one type, half of them with EDNS."""
+    """The questions: Zipf over NAMES names; the type and whether with EDNS are drawn anew for each question."""
 
     blocked: list[str]
     hosts: list[str] = field(default_factory=list)
     names: dict[bool, list[str]] = field(default_factory=lambda: {False: [], True: []})
-    """Every name once, without and with EDNS."""
+    """Every name once, half of them without EDNS and half with."""
     lines: dict[bool, list[str]] = field(default_factory=lambda: {False: [], True: []})
 
     def __post_init__(self) -> None:
@@ -112,12 +112,11 @@ class Mix:
                 names.append(host)
         weights = [1 / (rank + 1) for rank in range(NAMES)]
         types, shares = zip(*TYPES, strict=True)
-        kinds = dice.choices(types, shares, k=NAMES)
-        questions = [(dice.random() < 0.5, f"{name} {kind}") for name, kind in zip(names, kinds, strict=True)]
-        for has_edns, line in questions:
-            self.names[has_edns].append(line)
-        for has_edns, line in dice.choices(questions, weights, k=QUERIES):
-            self.lines[has_edns].append(line)
+        for name in names:
+            self.names[dice.random() < 0.5].append(f"{name} A")
+        kinds = dice.choices(types, shares, k=QUERIES)
+        for name, kind in zip(dice.choices(names, weights, k=QUERIES), kinds, strict=True):
+            self.lines[dice.random() < 0.5].append(f"{name} {kind}")
 
 
 class Contender:
@@ -244,6 +243,7 @@ config ring 'ring'
 	option directory '{self.base}/ring'
 	option budget '512M'
 	option flush '5s'
+	option flood_per_hour '0'
 
 config policy 'policy'
 	option table '{self.base}/state/policy.gp'
