@@ -187,9 +187,9 @@ class DnsConfig(NamedTuple):
     """How long a client may remember that a name is blocked: short, so that an exception works at once."""
     stale_s: int = 86400
     """Serve what is so much out of date when no upstream answers (RFC 8767); 0: never."""
-    cache_bytes: int = 8 << 20
+    cache_bytes: int = 6 << 20
     """Per worker: answers as the upstreams gave them."""
-    hot_bytes: int = 24 << 20
+    hot_bytes: int = 32 << 20
     """Per worker: answers ready to send."""
     rate: int = 300
     """Queries per second and client, four seconds' worth at once; 0: no limit."""
