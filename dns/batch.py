@@ -18,7 +18,7 @@ from collections.abc import Callable
 from itertools import repeat
 from operator import add
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from dns.door import SLOT, Admission
 from dns.hot import ENTRY, WORDS, HotCache
@@ -200,18 +200,17 @@ class BatchDoor:
         lengths = self._in_sizes[:number].tolist()
         gets = map(hot.clients.get, who, repeat(hot.nothing))
         entries = [
-            get(hash(data[a:b]))
+            get(hash(data[a:b])) or _NO_ENTRY
             for get, a, b in zip(gets, self._keys_at, map(add, self._starts, lengths), strict=False)
         ]
-        try:
-            words = memoryview(b"".join(entries)).cast("L")  # type: ignore[arg-type]  # None among them: TypeError
-            if min(words[2::WORDS].tolist()) >= now:
-                self._send(words, number, self._out.at_headers, number)
-                hot.note(words[0::WORDS].tolist(), who, now)
-                return
-        except TypeError:
-            pass
-        self._serve_mixed(number, now, who, data, lengths, entries)
+        words = memoryview(b"".join(entries)).cast("L")
+        deadlines = words[2::WORDS].tolist()
+        if min(deadlines) >= now:
+            self._send(words, number, self._out.at_headers, number)
+            hot.note(words[0::WORDS].tolist(), who, now)
+        else:
+            late = [i for i, deadline in enumerate(deadlines) if deadline < now]
+            self._serve_mixed(number, now, who, data, lengths, entries, late)
 
     def _serve_mixed(
         self,
@@ -220,37 +219,41 @@ class BatchDoor:
         who: tuple[bytes, ...],
         data: bytes,
         lengths: list[int],
-        entries: list[bytes | None],
+        entries: list[bytes],
+        late: list[int],
     ) -> None:
-        """A batch in which something is not at hand, or no longer."""
+        """A batch in which something is not at hand, or no longer: at the places `late`."""
         hot = self._hot
-        live: list[int] = []
-        noted: list[int] = []
-        for i in range(number):
+        unnoted: list[int] = []
+        silent: list[int] = []
+        for i in late:
             key = data[self._keys_at[i] : self._starts[i] + lengths[i]]
-            entry = entries[i]
-            if entry is not None and _deadline(entry) < now:
-                entry = hot.renew(who[i], key, entry, now)
-            if entry is None:
+            entry: bytes | None = entries[i]
+            if entry is _NO_ENTRY:
                 # An earlier query of this batch may have brought it.
                 entry = hot.clients.get(who[i], hot.nothing)(hash(key))
-            if entry is not None:
-                noted.append(i)
             else:
+                entry = hot.renew(who[i], key, entries[i], now)
+            if entry is None:
+                unnoted.append(i)  # the core puts it on record
                 entry = self._ask_core(i, who[i], data[self._starts[i] : self._starts[i] + lengths[i]], key, now)
-            if entry is not None:
-                live.append(i)
+            if entry is None:
+                silent.append(i)
             entries[i] = entry or _NO_ENTRY
-        words = memoryview(b"".join(entries)).cast("L")  # type: ignore[arg-type]  # none is None now
-        if len(live) == number:
+        words = memoryview(b"".join(entries)).cast("L")
+        if not silent:
             self._send(words, number, self._out.at_headers, number)
-        elif live:
+        elif len(silent) < number:
             size = ctypes.sizeof(MMsgHdr)
-            self._some[: len(live) * size] = b"".join([self._out_headers[i] for i in live])
+            live = _without(self._out_headers[:number], silent)
+            self._some[: len(live) * size] = b"".join(live)
             self._send(words, number, self._at_some, len(live))
         self._held.clear()
-        if noted:
-            hot.note([words[WORDS * i] for i in noted], [who[i] for i in noted], now)
+        places = words[0::WORDS].tolist()
+        if not unnoted:
+            hot.note(places, who, now)
+        elif len(unnoted) < number:
+            hot.note(_without(places, unnoted), _without(list(who), unnoted), now)
 
     def _ask_core(self, slot: int, client: bytes, data: bytes, key: bytes, now: float) -> bytes | None:
         """The slow path of one query. Gives an entry to answer with now; None: not now, or never."""
@@ -344,8 +347,14 @@ def _bytes_address(data: bytes) -> int:
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
-def _deadline(entry: bytes) -> int:
-    return int(ENTRY.unpack(entry)[2])
+_T = TypeVar("_T")
+
+
+def _without(items: list[_T], places: list[int]) -> list[_T]:
+    """The items but for those at `places`, which ascend. The list itself is used up."""
+    for at in reversed(places):
+        del items[at]
+    return items
 
 
 _NO_ENTRY: Final = bytes(ENTRY.size)

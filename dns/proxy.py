@@ -57,12 +57,13 @@ STALE_TTL_S: Final = 30
 MAX_STRANGERS: Final = 8
 """Replies with our id but another question: somebody is guessing, so ask again where guessing does not help."""
 MAX_CLIENTS: Final = 4096
-KNOWN: Final = 1 << 17
-"""Questions remembered to tell the second time from the first, an octet each. Two that meet in one place push each
-other out; a stranger is taken for known once in 256 times, which costs a place among the ready answers and no more."""
+KNOWN_BITS: Final = 20
+"""Of a hash, to tell a question's second time from its first: a bitmap of 128 KiB."""
+MAX_KNOWN: Final = 1 << 18
+"""Then the bitmap starts anew. By then one stranger in four is taken for known, which costs a place and no more."""
 LOCAL_TTL_S: Final = 3600
 """Of what the RFCs fix: localhost, `.onion`, RFC 8482."""
-STAMP_MAX_S: Final = 30
+STAMP_MAX_S: Final = 120
 """How much too short the TTL of a ready answer may be told, so that it need not be stamped anew all the time."""
 _ADD_MAC: Final = 65001
 """dnsmasq's option for `--add-mac`, from the range for local use."""
@@ -164,8 +165,9 @@ class Proxy:
         self._decider = decider
         self._clients: dict[bytes, _Client] = {}
         self._macs: dict[bytes, bytes] = {}
-        self._known = bytearray(KNOWN)
-        """Of the last question with each hash, eight other bits of it."""
+        self._known = bytearray((1 << KNOWN_BITS) // 8)
+        """A bit for the hash of each question that was asked."""
+        self._known_count = 0
         self._events: list[Event] = []
         self._asks: list[Ask] = []
         self._replies: list[Reply] = []
@@ -282,10 +284,14 @@ class Proxy:
     def _is_known(self, data: bytes) -> bool:
         """Has this very question been asked lately? Most are asked once, and not worth a place among the ready ones."""
         key = hash(data[2:])
-        place, mark = key & (KNOWN - 1), key >> 24 & 0xFF
-        if self._known[place] == mark:
+        place, bit = (key & ((1 << KNOWN_BITS) - 1)) >> 3, 1 << (key & 7)
+        if self._known[place] & bit:
             return True
-        self._known[place] = mark
+        if self._known_count >= MAX_KNOWN:
+            self._known = bytearray(len(self._known))
+            self._known_count = 0
+        self._known[place] |= bit
+        self._known_count += 1
         return False
 
     def _serve(self, waiter: _Waiter, now: float) -> Reply | None:

@@ -157,6 +157,7 @@ class _Loop:
             for name, value in part.items():
                 found[name] = found.get(name, 0) + value
         found["hot_bytes"] = self._hot.bytes_used
+        found["hot_entries"] = len(self._hot)
         found["cache_bytes"] = self.proxy.cache.bytes_used
         found["pending"] = len(self.proxy.pending)
         return found

@@ -163,7 +163,7 @@ def main() -> None:
 def measure(contenders: list[peers.Contender], load: Load, rounds: int, seconds: int) -> list[Row]:
     for contender in contenders:  # warm: every name once, then the mix itself until it is all there
         load.run(contender, "names", "-n", "1")
-        load.run(contender, "mix", "-n", "1")
+        load.run(contender, "mix", "-n", "3")
     rss = {contender.name: contender.rss_mb() for contender in contenders}
     busy: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in contenders}
     p99: dict[str, list[float]] = {contender.name: [] for contender in contenders}
