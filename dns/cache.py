@@ -3,8 +3,8 @@
 Holds packed entries by the question's hash (64 bits under a secret key, as in `dns.hot`), without a Python object for
 any of them: some 40 octets for a usual answer, where a dict of bytes needs 200. Does not know policy: what a group may
 see of an entry is decided when it is served.
-Rule: memory is bounded in octets, not entries. The hash says in which bucket an entry stands; in a bucket the newest
-comes first, one that is used moves ahead, and what no longer fits falls off the end.
+Rule: memory is bounded in octets, not entries. The hash says in which bucket an entry stands; a bucket is written to
+its end, where the newest are, and when it is full its older half goes. One that is used in time is written anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 BUCKET: Final = 2048
-"""Octets. Some fifty entries: few enough to search in 0.2 us, so many that none is much fuller than the others."""
+"""Octets. Some fifty entries: few enough to search in 0.2 us, so many that the older half is old."""
 LARGEST: Final = BUCKET // 2
 """Entries larger than that are kept by themselves; a datagram's worth fits nearly always."""
 LARGE_OVERHEAD: Final = 200
@@ -56,13 +56,17 @@ class Cache:
 
     def __len__(self) -> int:
         """Entries. Counts them one by one: for tests and people."""
-        total = len(self._large)
+        found: dict[bytes, int] = {}
         for bucket, used in enumerate(self._used):
             at, end = bucket * BUCKET, bucket * BUCKET + used
             while at < end:
-                at += _PREFIX + _SIZE.unpack_from(self._buckets, at + _TAG.size)[0]
-                total += 1
-        return total
+                tag, (size,) = (
+                    bytes(self._buckets[at : at + _TAG.size]),
+                    _SIZE.unpack_from(self._buckets, at + _TAG.size),
+                )
+                found[tag] = size
+                at += _PREFIX + size
+        return len(self._large) + sum(map(bool, found.values()))
 
     @property
     def bytes_used(self) -> int:
@@ -73,10 +77,11 @@ class Cache:
         number = hash(key)
         bucket = number % self._number
         start, used = bucket * BUCKET, self._used[bucket]
-        at = self._buckets.find(_TAG.pack(number), start, start + used)
-        if at >= 0:
-            packed = self._packed(at)
-            if at - start > BUCKET // 2:
+        at = self._buckets.rfind(_TAG.pack(number), start, start + used)
+        size = _SIZE.unpack_from(self._buckets, at + _TAG.size)[0] if at >= 0 else 0
+        if size:
+            packed = bytes(self._buckets[at + _PREFIX : at + _PREFIX + size])
+            if at - start < used - BUCKET // 2:
                 self._keep(number, packed)
         elif (large := self._large.get(number)) is not None:
             packed = large
@@ -91,11 +96,12 @@ class Cache:
         """Keep an entry in the place of what was there."""
         packed = _HEAD.pack(*entry[:5]) + entry.body
         number = hash(key)
-        before = self._large.pop(number, None)
-        if before is not None:
+        if (before := self._large.pop(number, None)) is not None:
             self._large_bytes -= len(before) + LARGE_OVERHEAD
-        self._keep(number, packed if _PREFIX + len(packed) <= LARGEST else b"")
-        if _PREFIX + len(packed) > LARGEST:
+        if _PREFIX + len(packed) <= LARGEST:
+            self._keep(number, packed)
+        else:
+            self._keep(number, b"")  # so that what was there before is not found again
             self._keep_large(number, packed)
 
     def clear(self) -> None:
@@ -105,35 +111,24 @@ class Cache:
         self._large: dict[int, bytes] = {}
         self._large_bytes = 0
 
-    def _packed(self, at: int) -> bytes:
-        (size,) = _SIZE.unpack_from(self._buckets, at + _TAG.size)
-        return bytes(self._buckets[at + _PREFIX : at + _PREFIX + size])
-
     def _keep(self, number: int, packed: bytes) -> None:
-        """Put an entry first in its bucket; nothing in the place of what was there: forget it."""
-        tag, bucket = _TAG.pack(number), number % self._number
-        start = bucket * BUCKET
-        end = start + self._used[bucket]
-        found = self._buckets.find(tag, start, end)
-        new = tag + _SIZE.pack(len(packed)) + packed if packed else b""
-        if found < 0:
-            rest = bytes(self._buckets[start:end])
-        else:
-            behind = found + _PREFIX + _SIZE.unpack_from(self._buckets, found + _TAG.size)[0]
-            rest = bytes(self._buckets[start:found]) + bytes(self._buckets[behind:end])
-        content = new + rest
-        if len(content) > BUCKET:
-            content = content[: self._fit(content)]
-        self._buckets[start : start + len(content)] = content
-        self._used[bucket] = len(content)
+        """Write an entry behind the others; nothing: there is none any more."""
+        bucket = number % self._number
+        start, used = bucket * BUCKET, self._used[bucket]
+        new = _TAG.pack(number) + _SIZE.pack(len(packed)) + packed
+        if used + len(new) > BUCKET:
+            used = self._halve(start, used)
+        self._buckets[start + used : start + used + len(new)] = new
+        self._used[bucket] = used + len(new)
 
-    def _fit(self, content: bytes) -> int:
-        """Octets of the leading entries that fit a bucket."""
-        at = 0
-        while (end := at + _PREFIX + _SIZE.unpack_from(content, at + _TAG.size)[0]) <= BUCKET:
-            at = end
-        self.counters["dropped"] += 1
-        return at
+    def _halve(self, start: int, used: int) -> int:
+        """Let the older entries of a bucket go. Gives the octets that are left, not more than half."""
+        at, end = start, start + used
+        while end - at > BUCKET - LARGEST:
+            at += _PREFIX + _SIZE.unpack_from(self._buckets, at + _TAG.size)[0]
+            self.counters["dropped"] += 1
+        self._buckets[start : start + end - at] = self._buckets[at:end]
+        return end - at
 
     def _keep_large(self, number: int, packed: bytes) -> None:
         self._large[number] = packed

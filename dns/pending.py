@@ -20,6 +20,7 @@ MAX_WAITERS: Final = 64
 """Clients that wait for one answer. More in one round trip is a flood of one name."""
 CHANNELS: Final = 16
 """Sockets per server, each with a random port that the shell renews."""
+RANDOM_BYTES: Final = 4096
 STREAM: Final = -1
 """In the place of a channel: over TCP or TLS."""
 
@@ -86,7 +87,9 @@ class Pending(Generic[W]):
     """All flights. `random_bytes(n)` must be fit for secrets: an off-path attacker guesses against it (RFC 5452)."""
 
     def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
-        self._random = random_bytes
+        self._random_source = random_bytes
+        self._dice = memoryview(b"")
+        self._channel = 0
         self._by_key: dict[bytes, Flight[W]] = {}
         self._by_id: dict[tuple[int, int], Flight[W]] = {}
         self._timers: list[tuple[float, int, Flight[W]]] = []
@@ -119,13 +122,13 @@ class Pending(Generic[W]):
     ) -> Ask:
         """Give the flight a new id (and letter case, and socket) and the message to send."""
         self._by_id.pop((flight.server, flight.id), None)
-        dice = self._random(3 + len(flight.name))
+        dice = self._random(2 + len(flight.name))
         number = dice[0] << 8 | dice[1]
         while (server, number) in self._by_id:
             number = int.from_bytes(self._random(2), "big")
-        name = mixed_case(flight.name, dice[3:]) if case else flight.name
+        name = mixed_case(flight.name, dice[2:]) if case else flight.name
         flight.server, flight.id = server, number
-        flight.channel = STREAM if stream else dice[2] % CHANNELS
+        flight.channel = STREAM if stream else self._channel
         flight.question = name + flight.qtype.to_bytes(2, "big") + b"\0\1"
         flight.tried.append(server)
         flight.sent_at = now
@@ -136,6 +139,17 @@ class Pending(Generic[W]):
         head = _HEAD.pack(number, flags, 1, 0, 0, int(edns))
         opt = opt_record(0, DO if flight.flags & 1 else 0, size=UDP_SIZE) if edns else b""
         return Ask(server, flight.channel, head + flight.question + opt)
+
+    def change_channel(self) -> None:
+        """The next questions go by another socket: one for all that are sent in one go, so that few are to be read."""
+        self._channel = self._random(1)[0] % CHANNELS
+
+    def _random(self, size: int) -> bytes:
+        """Random octets, each given once. The kernel is asked for many at a time: a system call costs 2 us."""
+        if len(self._dice) < size:
+            self._dice = memoryview(self._random_source(RANDOM_BYTES))
+        found, self._dice = self._dice[:size], self._dice[size:]
+        return found.tobytes()
 
     def arm(self, flight: Flight[W], deadline: float) -> None:
         """Wake the flight up at `deadline`, and no earlier."""

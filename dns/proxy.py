@@ -140,6 +140,13 @@ class _Waiter(NamedTuple):
     """Its answer depends on nothing but the message behind the id, and the group."""
 
 
+class _Read(NamedTuple):
+    """An upstream's reply, already taken apart: a message's octets, and the records in it that are passed on."""
+
+    data: bytes
+    records: list[Record]
+
+
 class Proxy:
     """One worker's core. `random_bytes` must be fit for secrets."""
 
@@ -182,6 +189,8 @@ class Proxy:
     def asks(self) -> list[Ask]:
         """Messages for the upstreams since the last call."""
         asks, self._asks = self._asks, []
+        if asks:
+            self.pending.change_channel()
         return asks
 
     def replies(self) -> list[Reply]:
@@ -498,7 +507,10 @@ class Proxy:
                 return
         if entry.expires_s > entry.learned_s:
             self.cache.put(flight.key, entry)
-        self._finish_flight(flight, entry, now)
+        kept = entry.answers + entry.authorities
+        # The same octets that `_shape` would put together, and the same records that it would find in them.
+        read = _Read(data[:end] + entry.body, records if kept == len(records) else records[:kept])
+        self._finish_flight(flight, entry, now, read)
 
     def receive_failure(self, server: int, channel: int, now: float, id: int | None = None) -> None:
         """A socket told that this server is not there (ICMP), or a stream to it broke. `id`: of the one question."""
@@ -540,13 +552,15 @@ class Proxy:
         if flight.waiters and not flight.was_served_stale and self._is_stale(self.cache.find(flight.key), now):
             self.pending.arm(flight, min(flight.deadline, flight.waiters[0].asked_at + STALE_AFTER_S))
 
-    def _finish_flight(self, flight: Flight[_Waiter], entry: Entry | None, now: float) -> None:
+    def _finish_flight(
+        self, flight: Flight[_Waiter], entry: Entry | None, now: float, read: _Read | None = None
+    ) -> None:
         self.pending.close(flight)
         if entry is None:
             stale = self.cache.find(flight.key)
             self._replies += [self._give_up(waiter, stale, now) for waiter in flight.waiters]
         else:
-            self._replies += [self._deliver(waiter, entry, now, cached=False) for waiter in flight.waiters]
+            self._replies += [self._deliver(waiter, entry, now, cached=False, read=read) for waiter in flight.waiters]
         flight.waiters = []
 
     def _is_stale(self, entry: Entry | None, now: float) -> bool:
@@ -569,22 +583,36 @@ class Proxy:
 
     # Serving an entry.
 
-    def _deliver(self, waiter: _Waiter, entry: Entry, now: float, *, cached: bool, is_stale: bool = False) -> Reply:
+    def _deliver(
+        self,
+        waiter: _Waiter,
+        entry: Entry,
+        now: float,
+        *,
+        cached: bool,
+        is_stale: bool = False,
+        read: _Read | None = None,
+    ) -> Reply:
         try:
-            return self._shape(waiter, entry, now, cached, is_stale)
+            return self._shape(waiter, entry, now, cached, is_stale, read)
         except WireError:  # of a type that we look into, and malformed there: nothing a filter could pass on
             self.counters["bad_replies"] += 1
             return self._fail(waiter, waiter.decision, now)
 
-    def _shape(self, waiter: _Waiter, entry: Entry, now: float, cached: bool, is_stale: bool) -> Reply:
+    def _shape(
+        self, waiter: _Waiter, entry: Entry, now: float, cached: bool, is_stale: bool, read: _Read | None
+    ) -> Reply:
         query, decision, client = waiter.query, waiter.decision, waiter.client
         is_alias = decision.verdict == Verdict.REWRITE
         name = to_wire(decision.target) if is_alias else query.name
         question = name + query.question[-4:] if is_alias else query.question
-        data = bytes(HEADER) + question + entry.body
         end = HEADER + len(question)
         counts = entry.answers, entry.authorities
-        records, _ = read_records(data, end, Header(0, 0, 1, *counts, 0))
+        if read is None:
+            data = bytes(HEADER) + question + entry.body
+            records, _ = read_records(data, end, Header(0, 0, 1, *counts, 0))
+        else:
+            data, records = read
         sight = screen.look(data, records)
         objection = self._objection(waiter, sight, now)
         if objection is not None:
