@@ -58,7 +58,7 @@ def learn(
 
 def _lifetime(data: bytes, type_at: int, records: list[Record], rcode: int) -> int:
     """Seconds. All records of an entry live as long as the one that lives shortest."""
-    if rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN):
+    if rcode != Rcode.NOERROR and rcode != Rcode.NXDOMAIN:
         return FAILURE_S
     asked = int.from_bytes(data[type_at : type_at + 2], "big")
     # RFC 2181 8: a TTL with its top bit set is zero.

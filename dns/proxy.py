@@ -71,6 +71,12 @@ _REFUSED_TYPES: Final = frozenset(
     map(int, (Type.AXFR, Type.IXFR, Type.MAILA, Type.MAILB, Type.TKEY, Type.TSIG, Type.OPT, 0))
 )
 _ANY: Final = int(Type.ANY)
+# An enum's members are slow to get at on Python 3.11.
+_BLOCK, _REFUSE, _REWRITE = Verdict.BLOCK, Verdict.REFUSE, Verdict.REWRITE
+_ORDINARY, _LOCAL = Fate.ORDINARY, Fate.LOCAL
+_ANSWERS: Final = (Rcode.NOERROR, Rcode.NXDOMAIN)
+_DISLIKES_EDNS: Final = (Rcode.FORMERR, Rcode.NOTIMP, Rcode.BADVERS)
+_new: Final = tuple.__new__
 
 
 class Peer(NamedTuple):
@@ -288,7 +294,7 @@ class Proxy:
             and query.question[:-4] == query.name  # other letter case: each client's own, not worth a place
             and self._is_known(data)
         )
-        return _Waiter(query, peer, client, who, name, decision, now, is_hot)
+        return _new(_Waiter, (query, peer, client, who, name, decision, now, is_hot))
 
     def _is_known(self, data: bytes) -> bool:
         """Has this very question been asked lately? Most are asked once, and not worth a place among the ready ones."""
@@ -309,9 +315,9 @@ class Proxy:
             return self._own(waiter, now, Rcode.BADVERS, reason=Reason.PROTOCOL)
         if query.qclass != IN or query.qtype in _REFUSED_TYPES:
             return self._own(waiter, now, Rcode.REFUSED, ede=answer.NOT_SUPPORTED, reason=Reason.PROTOCOL)
-        if decision.verdict == Verdict.BLOCK:
+        if decision.verdict is _BLOCK:
             return self._block(waiter, decision, now)
-        if decision.verdict == Verdict.REFUSE:
+        if decision.verdict is _REFUSE:
             return self._own(waiter, now, Rcode.REFUSED, ede=answer.PROHIBITED, reason=decision.reason)
         if query.qtype == _ANY:
             return self._own(
@@ -324,10 +330,10 @@ class Proxy:
                 rule=decision.rule,
             )
         fate = self._special.fate_of(query.name, waiter.name, query.qtype)
-        if fate is Fate.ORDINARY:
+        if fate is _ORDINARY:
             return self._resolve(waiter, self._outside, now)
         # dnsmasq asks us for what it does not know: to ask it back would go round in circles.
-        if fate is Fate.LOCAL and self._inside and not _is_loopback(waiter.peer.address):
+        if fate is _LOCAL and self._inside and not _is_loopback(waiter.peer.address):
             return self._resolve(waiter, self._inside, now)
         return self._special_answer(waiter, fate, now)
 
@@ -379,7 +385,7 @@ class Proxy:
     def _resolve(self, waiter: _Waiter, among: tuple[int, ...], now: float) -> Reply | None:
         query, decision = waiter.query, waiter.decision
         name = query.name
-        if decision.verdict == Verdict.REWRITE:
+        if decision.verdict is _REWRITE:
             try:
                 name = to_wire(decision.target)
             except WireError:  # a target that is no name is a mistake in the policy; it must not open the gate
@@ -475,7 +481,7 @@ class Proxy:
         try:
             records, behind = read_records(data, end, header)
             rcode = full_rcode(header, records)
-            if rcode in (Rcode.FORMERR, Rcode.NOTIMP, Rcode.BADVERS) and server.has_edns:
+            if rcode in _DISLIKES_EDNS and server.has_edns:
                 self._is_ours_bare(flight, now)
                 return
             entry = learn(
@@ -497,7 +503,7 @@ class Proxy:
             return
         server.answered(now - flight.sent_at)
         rcode = entry.flags & 0xFFF
-        if rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN):
+        if rcode not in _ANSWERS:
             if any(i not in flight.tried for i in flight.among):
                 self._ask(flight, now)
                 return
@@ -565,7 +571,7 @@ class Proxy:
 
     def _is_stale(self, entry: Entry | None, now: float) -> bool:
         """May this entry be served, out of date as it is?"""
-        if entry is None or entry.flags & 0xFFF not in (Rcode.NOERROR, Rcode.NXDOMAIN):
+        if entry is None or entry.flags & 0xFFF not in _ANSWERS:
             return False
         return entry.expires_s + self.settings.stale_s > now
 
@@ -603,7 +609,7 @@ class Proxy:
         self, waiter: _Waiter, entry: Entry, now: float, cached: bool, is_stale: bool, read: _Read | None
     ) -> Reply:
         query, decision, client = waiter.query, waiter.decision, waiter.client
-        is_alias = decision.verdict == Verdict.REWRITE
+        is_alias = decision.verdict is _REWRITE
         name = to_wire(decision.target) if is_alias else query.name
         question = name + query.question[-4:] if is_alias else query.question
         end = HEADER + len(question)
@@ -647,7 +653,7 @@ class Proxy:
         if (
             self.settings.rebind_protection
             and screen.rebinds(sight)
-            and self._special.fate_of(query.name, waiter.name, query.qtype) is Fate.ORDINARY
+            and self._special.fate_of(query.name, waiter.name, query.qtype) is _ORDINARY
             and self._may_rebind.isdisjoint(parents(query.name))
         ):
             return _REBIND
@@ -677,20 +683,24 @@ class Proxy:
     ) -> Reply:
         """The answer, cut to the client's size, and the record of it."""
         query, peer, client = waiter.query, waiter.peer, waiter.client
-        record = Dns(
-            int(now * 1000),
-            waiter.who,
-            waiter.name.decode("ascii"),
-            query.qtype,
-            rcode,
-            decision.verdict,
-            decision.reason,
-            decision.rule,
-            client.name,
-            addresses[:MAX_ANSWERS],
-            cached,
-            max(0, int((now - waiter.asked_at) * 1000)),
-            client.mac,
+        record = _new(
+            Dns,
+            (
+                int(now * 1000),
+                waiter.who,
+                waiter.name.decode("ascii"),
+                query.qtype,
+                rcode,
+                decision.verdict,
+                decision.reason,
+                decision.rule,
+                client.name,
+                addresses[:MAX_ANSWERS],
+                cached,
+                max(0, int((now - waiter.asked_at) * 1000)),
+                client.mac,
+                "",
+            ),
         )
         self._events.append(record)
         tail = answer.fitted(query, full, is_stream=peer.is_stream)

@@ -24,6 +24,10 @@ class Fate(Enum):
     NODATA = 4
 
 
+_ORDINARY, _LOCAL = Fate.ORDINARY, Fate.LOCAL
+"""An enum's members are slow to get at on Python 3.11."""
+
+
 def _reverse4(*prefixes: str) -> list[str]:
     return [".".join(reversed(prefix.split("."))) + ".in-addr.arpa" for prefix in prefixes]
 
@@ -68,9 +72,9 @@ class SpecialNames:
         _, dot, top = text.rpartition(b".")
         if top not in self._tops:
             # Nearly everything ends here, after one look at its top-level domain.
-            return Fate.LOCAL if not dot and top and qtype in _NEEDS_DOT else Fate.ORDINARY
+            return _LOCAL if not dot and top and qtype in _NEEDS_DOT else _ORDINARY
         for parent in parents(name):
             fate = self._fates.get(parent)
             if fate is not None:
                 return fate
-        return Fate.ORDINARY
+        return _ORDINARY
