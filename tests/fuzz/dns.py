@@ -21,8 +21,10 @@ from dns.wire import WireError, read_header, read_query, read_question, read_rec
 from policy.config import DnsConfig
 from policy.verdict import ALLOWED, FOREVER, Decision, Reason, Treatment, Verdict
 
-MAX_PACKET_S = 0.5
-"""For one message, 64 KB ones included; the usual is 10 us."""
+MAX_PACKET_S = 0.1
+"""Of CPU for one message. The usual is 10 us; one of 64 KB with 1,200 records through all readers is 10 ms, most of it
+in dnslib, which puts together what was taken apart. By the wall it would be the machine's other work that is measured.
+"""
 MAX_GROWTH_MB = 48
 """Caches of the core at their bound, and the interpreter's own slack."""
 
@@ -169,7 +171,7 @@ def main():
     base_kb = 0
     while done < words.packets and (not words.seconds or time.monotonic() - started < words.seconds):
         data = mutate(dice, dice.choice(bases))
-        before = time.perf_counter()
+        before = time.process_time()
         try:
             try:
                 read_all(data)
@@ -197,7 +199,7 @@ def main():
         except Exception:
             print(f"packet {done}, seed {words.seed}: {data.hex()}", file=sys.stderr)
             raise
-        spent = time.perf_counter() - before
+        spent = time.process_time() - before
         if spent > slowest:
             slowest, slowest_data = spent, data
         done += 1
@@ -207,7 +209,7 @@ def main():
             print(f"{done:,} packets, {parsed:,} parsed, {time.monotonic() - started:.0f} s", flush=True)
     assert len(proxy.pending) <= MAX_FLIGHTS
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base_kb) / 1024 if base_kb else 0.0
-    print(f"{done:,} packets: {parsed:,} parsed, {refused:,} refused; slowest {slowest * 1000:.1f} ms "
+    print(f"{done:,} packets: {parsed:,} parsed, {refused:,} refused; slowest {slowest * 1000:.1f} ms of CPU "
           f"({len(slowest_data)} octets); grown by {grown:.1f} MB; core {proxy.counters}")  # fmt: skip
     if slowest > MAX_PACKET_S or grown > MAX_GROWTH_MB:
         raise SystemExit("a bound was broken")
