@@ -6,8 +6,10 @@ that the firewall's redirection of port 53 is undone on the way back and nobody 
 
 from __future__ import annotations
 
+import os
 import select
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from struct import Struct, error
 from typing import Final, NamedTuple, Protocol
@@ -33,6 +35,10 @@ LAN_S: Final = 5.0
 
 # socket.IP_PKTINFO only since Python 3.12; linux/in.h and linux/in6.h
 _IP_PKTINFO: Final = 8
+# asm-generic/socket.h; the same on MIPS. SO_MEMINFO gives nine u32, SK_MEMINFO_DROPS the last (linux/sock_diag.h).
+_SO_SNDBUFFORCE: Final = 32 if os.uname().machine[:4] != "mips" else 31
+_SO_RCVBUFFORCE: Final = 33
+_SO_MEMINFO: Final = 55
 _IP_PKTOPTIONS: Final = 9
 _IPV6_2292PKTOPTIONS: Final = 6
 _INFO4: Final = Struct("@i4s4s")
@@ -103,9 +109,21 @@ def udp_socket(host: str, port: int, *, shared: bool) -> socket.socket:
     Raises: OSError.
     """
     sock = _listening(host, port, socket.SOCK_DGRAM, shared=shared)
-    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+    for option, forced in ((socket.SO_RCVBUF, _SO_RCVBUFFORCE), (socket.SO_SNDBUF, _SO_SNDBUFFORCE)):
+        try:
+            # Beyond net.core.rmem_max, which is 208 KiB on a router; root may.
+            sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
+        except OSError:
+            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
     return sock
+
+
+def dropped(sock: socket.socket) -> int:
+    """Datagrams that the kernel threw away because nobody read them in time: unanswered, and on nobody's record."""
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36)[32:36], sys.byteorder)
+    except OSError:  # before Linux 4.12
+        return 0
 
 
 def tcp_socket(host: str, port: int, *, shared: bool) -> socket.socket:

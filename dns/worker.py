@@ -18,7 +18,7 @@ from enum import Enum
 from typing import Final
 
 from dns.batch import BatchDoor, SystemCalls
-from dns.door import Admission, TcpDoor, UdpDoor, Way, tcp_socket, udp_socket
+from dns.door import Admission, TcpDoor, UdpDoor, Way, dropped, tcp_socket, udp_socket
 from dns.hot import HotCache
 from dns.link import Link
 from dns.outside import Outside
@@ -156,6 +156,7 @@ class _Loop:
         for part in parts:
             for name, value in part.items():
                 found[name] = found.get(name, 0) + value
+        found["dropped"] = sum(dropped(door.socket) for door in self._udp)
         found["hot_bytes"] = self._hot.bytes_used
         found["hot_entries"] = len(self._hot)
         found["cache_bytes"] = self.proxy.cache.bytes_used

@@ -273,6 +273,12 @@ config group 'all'
     def agent_cpu_s(self) -> float:
         return _cpu_s(self.processes[0].pid)
 
+    def dropped(self) -> int:
+        """Datagrams that the kernel threw away unread: nobody answered them, and nobody could put them on record."""
+        port = f":{self.port:04X}"
+        rows = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+        return sum(int(row[-1]) for row in rows if row[1].endswith(port))
+
     def agent_children_cpu_s(self) -> float:
         fields = Path(f"/proc/{self.processes[0].pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")

@@ -11,7 +11,7 @@ from policy_of_test import DictDecider
 from questions import answers, query, read, record, reply
 
 from dns.batch import BATCH, BatchDoor, MMsgHdr, SystemCalls
-from dns.door import Admission, UdpDoor, udp_socket
+from dns.door import Admission, UdpDoor, dropped, udp_socket
 from dns.hot import HotCache
 from dns.proxy import Peer, Proxy
 from policy.config import DnsConfig
@@ -189,6 +189,25 @@ def pump(bench, door):
     for down in bench.proxy.replies():
         down.peer.route.send(down)
     door.flush(5.0)
+
+
+def test_what_the_kernel_throws_away_unread_is_counted():
+    sock = udp_socket("127.0.0.1", 0, shared=False)
+    with sock, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(sock.getsockname())
+        for _ in range(100):
+            client.send(bytes(500))
+        assert dropped(sock) == 0
+        for _ in range(20_000):
+            client.send(bytes(500))
+        received = 0
+        try:
+            while sock.recv(512):
+                received += 1
+        except BlockingIOError:
+            pass
+        assert received > 1000
+        assert dropped(sock) == 20_100 - received
 
 
 def test_both_doors_give_the_same_answers_in_any_mixture(door):
