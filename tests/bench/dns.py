@@ -235,7 +235,10 @@ def row(metric, unit, values, targets, target="", met=None):  # type: ignore[no-
 
 
 def complete(ours: peers.Ours, sent: int) -> Row:
-    """Is every query on record that the kernel did not drop unread? The ring is asked after the worker has said goodbye and the agent has flushed."""
+    """Is every query on record that the kernel did not drop unread?
+
+    The ring is asked after the worker has said goodbye and the agent has flushed.
+    """
     sent -= ours.dropped()
     ours.server.terminate()
     ours.server.wait(20)
