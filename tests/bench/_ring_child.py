@@ -147,7 +147,7 @@ def memory(directory: str, events: str) -> dict[str, float]:
 
 
 def urgent_split(batch: Sequence[Event], window_ms: int) -> Iterator[list[Event]]:
-    """What the agent commits: stopped accesses `window_ms` after the first of them, the rest with them or at the end."""
+    """What the agent commits: stopped accesses `window_ms` after the first of them, all else then or at the end."""
     piece: list[Event] = []
     due = 0
     for event in batch:
