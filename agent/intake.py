@@ -70,11 +70,20 @@ class Intake:
     """All connections of the event socket. `identify` gives what is known of an address."""
 
     def __init__(
-        self, ring: Ring, identify: Callable[[bytes], Identity], learn: Callable[[bytes, bytes], None]
+        self,
+        ring: Ring,
+        identify: Callable[[bytes], Identity],
+        learn: Callable[[bytes, bytes], None],
+        *,
+        session_of: Callable[[bytes, bytes, int], str] | None = None,
+        capture: Callable[[Sequence[Event]], Sequence[Event]] | None = None,
     ) -> None:
+        """`session_of`: whose an address (of a MAC) was at a time; `capture`: what may be kept of records."""
         self._ring = ring
         self._identify = identify
         self._learn = learn
+        self._session_of = session_of
+        self._capture = capture or _everything
         self._peers: dict[int, _Peer] = {}
         self._marks: dict[bytes, int] = dict(ring.marks())
         self._since_ms = ring.last_commit_ms
@@ -159,10 +168,12 @@ class Intake:
 
     def record(self, event: Event) -> Sequence[Event]:
         """The agent's own record."""
-        self._ring.add([event])
-        self.urgent = True
-        self.pending += 1
-        return (event,)
+        kept = self._capture((event,))
+        if kept:
+            self._ring.add(kept)
+            self.urgent = True
+            self.pending += 1
+        return kept
 
     def workers(self, now_ms: int) -> list[WorkerState]:
         """Who is connected now."""
@@ -211,11 +222,11 @@ class Intake:
         self._marks[source] = frame.seq
         self._unacknowledged[connection, frame.stream] = frame.seq
         if isinstance(frame, Events):
-            events: Sequence[Event] = [self._complete(event) for event in frame.events]
+            events: Sequence[Event] = self._capture([self._complete(event) for event in frame.events])
             self._ring.add(events, source, frame.seq)
             self.urgent = self.urgent or frame.stream == Stream.CRITICAL
         else:
-            events = self._unfold(frame)
+            events = self._capture(self._unfold(frame))
             self._ring.add(events, source, frame.seq)
         self.pending += len(events)
         self.counters["events"] += len(events)
@@ -227,19 +238,41 @@ class Intake:
             self._learn(event.client, event.mac)
         if isinstance(event, Dns | Flow | Flood):
             known = self._identify(event.client)
-            return event._replace(mac=event.mac or known.mac, session=known.session)
+            mac = event.mac or known.mac
+            return event._replace(mac=mac, session=self._session(event.client, mac, known, event.at_ms))
         if isinstance(event, Nat):
-            return event._replace(session=self._identify(event.client).session)
+            known = self._identify(event.client)
+            return event._replace(session=self._session(event.client, known.mac, known, event.at_ms))
         return event
+
+    def _session(self, address: bytes, mac: bytes, known: Identity, at_ms: int) -> str:
+        return known.session if self._session_of is None else self._session_of(address, mac, at_ms)
 
     def _unfold(self, frame: Folded) -> list[Event]:
         known = {client: self._identify(client) for client in set(frame.clients)}
+        if self._session_of is not None:
+            known = self._known_of(frame, known)
         # Everything of a template between the time, the client, and what the agent adds.
         middles = [template[2:-2] for template in frame.templates]
         return [
-            Dns(at, client, *middles[which], *known[client])
+            Dns(at, client, *middles[which], *(known.get(client) or self._known_at(client, at)))
             for which, at, client in zip(frame.which, frame.at_ms, frame.clients, strict=True)
         ]
+
+    def _known_of(self, frame: Folded, known: Mapping[bytes, Identity]) -> dict[bytes, Identity]:
+        """With their sessions; those left out had more than one in the time of the frame."""
+        assert self._session_of is not None
+        first_ms, last_ms = min(frame.at_ms), max(frame.at_ms)
+        found = {}
+        for client, (mac, _) in known.items():
+            session = self._session_of(client, mac, first_ms)
+            if self._session_of(client, mac, last_ms) == session:
+                found[client] = Identity(mac, session)
+        return found
+
+    def _known_at(self, client: bytes, at_ms: int) -> Identity:
+        known = self._identify(client)
+        return Identity(known.mac, self._session(client, known.mac, known, at_ms))
 
     def _note(self, now_ms: int, action: str, what: str, result: str, detail: str = "") -> Sequence[Event]:
         return self.record(Maintenance(now_ms, "agent", action, what, "", "", result, detail))
@@ -251,6 +284,10 @@ class Intake:
             self._ring.forget(sources)
         except StorageError:  # then the next start takes an orderly end for a death: a record too many, none too few
             pass
+
+
+def _everything(events: Sequence[Event]) -> Sequence[Event]:
+    return events
 
 
 def _name(hello: Hello) -> str:

@@ -10,12 +10,17 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+import msgpack
 
 from policy.errors import FrameError
 from policy.event import Dns, Event
 from policy.frame import MAX_FRAME, Ack, Command, Hello, beat_frame, bye_frame, hello_frame, read_down
 from policy.outbox import Outbox
+
+if TYPE_CHECKING:
+    from policy.legal import Capture
 
 RETRY_S: Final = 0.25
 """Between two attempts to connect: the agent is back within two seconds, and a refused connect costs 10 us."""
@@ -30,8 +35,15 @@ class Link:
     """A hook's connection to the agent. `counters` gives what the heartbeat should tell."""
 
     def __init__(
-        self, path: str, role: str, worker: int, counters: Callable[[], Mapping[str, int]] | None = None
+        self,
+        path: str,
+        role: str,
+        worker: int,
+        counters: Callable[[], Mapping[str, int]] | None = None,
+        sieve: Capture | None = None,
     ) -> None:
+        """`sieve`: what the legal profile lets out of this process; None: everything."""
+        self.sieve = sieve
         self.counters: Callable[[], Mapping[str, int]] = counters or dict
         self._path = path
         self._hello = Hello(role, worker, os.getpid(), os.urandom(8))
@@ -41,6 +53,8 @@ class Link:
 
     def put(self, event: Event) -> None:
         """Take one record; never blocks."""
+        if self.sieve is not None and (event := self.sieve.one(event)) is None:  # type: ignore[assignment]
+            return
         self._outbox.put(event)
 
     def put_folded(
@@ -51,6 +65,10 @@ class Link:
         clients: list[bytes],
     ) -> None:
         """Take many look-ups that differ in time and client only; never blocks."""
+        if self.sieve is not None and not self.sieve.passes(Dns):
+            if not self.sieve.keeps(Dns):
+                return
+            templates = [sieved(each, self.sieve) for each in templates]
         self._outbox.put_folded(templates, index, at_ms, clients)
 
     def next_timer(self) -> float:
@@ -141,6 +159,14 @@ class Link:
             self._socket = None
         self._retry_at = now_s + RETRY_S
         self._outbox.disconnected()
+
+
+def sieved(template: Dns | bytes, sieve: Capture) -> Dns:
+    """A template, packed or not, with what may leave of it."""
+    plain = template if isinstance(template, Dns) else Dns(*msgpack.unpackb(template, use_list=False)[1:])
+    kept = sieve.one(plain)
+    assert isinstance(kept, Dns), "templates are of look-ups that were let through, and these are kept"
+    return kept
 
 
 def _boottime_ms() -> int:

@@ -44,6 +44,9 @@ config ring 'ring'
 \toption directory '{directory}/ring'
 \toption flush '{flush}'
 
+config session 'session'
+\toption leases '{directory}/dhcp.leases'
+
 config policy 'policy'
 \toption table '{directory}/state/policy.gp'
 
@@ -90,6 +93,7 @@ class Lab:
         lists: dict[str, str] | None = None,
         extra: str = "",
         agent: bool = True,
+        main: str = "",
     ) -> "Lab":
         """Build the venue in `directory` (kept: logs, ring, state) and wait until it answers."""
         directory = directory.resolve()
@@ -100,7 +104,7 @@ class Lab:
             (directory / "lists" / name).write_text(text)
         if agent:
             text = CONFIG.format(directory=directory, on_failure=on_failure, flush=flush, binding=binding)
-            (directory / "gatehouse.conf").write_text(text + extra)
+            (directory / "gatehouse.conf").write_text(text.replace("\toption clock", main + "\toption clock") + extra)
         rootless = os.geteuid() != 0
         command = ["unshare", "--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
         if rootless:
