@@ -11,8 +11,8 @@ from typing import Final
 from agent.clock import SystemClock
 from agent.control import BUSY, Answer, Request
 from policy.config import RingConfig
-from policy.errors import ConfigError
-from policy.event import TAG_OF, Event
+from policy.errors import ConfigError, StorageError
+from policy.event import TAG_OF, Dns, Event, Flow
 from policy.verdict import Verdict
 from storage.clock import Quality
 from storage.filter import Filter
@@ -80,6 +80,17 @@ class Records:
                 continue
             times = {"from": iso(found.from_ms or 0), "to": iso(found.to_ms or 0)}
             yield {"row": {"client": address(found.client), "mac": found.mac.hex(":"), **times}}
+
+    def last_access(self, sessions: frozenset[str], since_ms: int) -> Mapping[str, int]:
+        """When each of these sessions had its last access, in wall milliseconds."""
+        found: dict[str, int] = {}
+        try:
+            for record in self.ring.query(Filter(since_ms=since_ms, sessions=sessions)):
+                if record is not None and isinstance(record.event, Dns | Flow):
+                    found[record.event.session] = max(found.get(record.event.session, 0), record.wall_ms)
+        except StorageError:
+            pass  # then the register's word stands
+        return found
 
     def hold(self, request: Request) -> Answer:
         """Orders to keep records past their time: `action` is add, lift or list."""

@@ -54,7 +54,9 @@ class Agent:
         self.records = Records(config.ring, self.clock, self.note_of)
         self.gate = Gate(config)
         self.register = open_register(config.main.state_dir)
-        self.desk = Desk(config, self.clock, self.register, self.put_on_record, self.commit, self.gate.one)
+        self.desk = Desk(
+            config, self.clock, self.register, self.put_on_record, self.commit, self.gate.one, self.records.last_access
+        )
         self.intake = Intake(
             self.records.ring,
             self.addresses.identify,

@@ -45,6 +45,8 @@ MAX_HOLDERS: Final = 4
 """Holders that are remembered of one address: records come seconds late, not hours."""
 MAX_ENDED: Final = 4096
 """Tokens of ended sessions, so that a late copy of their start does not begin them again."""
+STALE_MS: Final = 60_000
+"""The kernel calls a neighbour reachable for up to 45 s after it was (base_reachable_time_ms)."""
 LONGEST_MS: Final = 30 * 86_400_000
 """Of any session; questions of the ring look no further back than 31 days."""
 ROAM_MS: Final = 300_000
@@ -54,6 +56,13 @@ DISORDER_MS: Final = 3_000
 STRANGERS_PER_S: Final = 20
 STRANGERS_BURST: Final = 500
 """Sessions that nobody announced, begun by mere traffic: a flood of made-up MACs must not fill the ring."""
+
+
+def is_host(address: bytes) -> bool:
+    """Can this be the address of one device? Not the unspecified one, loopback, multicast, link-local."""
+    if len(address) == 4:
+        return address[0] not in (0, 127) and address[0] < 224
+    return len(address) == 16 and any(address[:15]) and address[0] != 0xFF and address[:2] != b"\xfe\x80"
 
 
 class Place(NamedTuple):
@@ -135,6 +144,8 @@ class Sessions:
         self._of_token: dict[str, Open] = {}
         self._holders: OrderedDict[bytes, list[tuple[int, str]]] = OrderedDict()
         """Address -> (from, session), oldest first; the last one holds it now; an empty session: nobody."""
+        self._left: dict[bytes, int] = {}
+        """Addresses that were given back, and until when the neighbour table may still name their last holder."""
         self._ended: OrderedDict[str, int] = OrderedDict()
         self._closed: list[Open] = []
         self._tokens = float(STRANGERS_BURST)
@@ -180,6 +191,7 @@ class Sessions:
         """A source says who is there. Returns the session that is his now; None: a better source says otherwise."""
         if claim.token and claim.token in self._ended:
             return None  # a copy of its start that was late
+        claim = claim._replace(addresses=tuple(each for each in claim.addresses if is_host(each)))
         address = claim.addresses[0] if claim.addresses else b""
         held = self.of(claim.mac, address, claim.token)
         if held is not None and self._is_same(held, claim):
@@ -214,6 +226,8 @@ class Sessions:
 
     def join(self, mac: bytes, address: bytes, source: str, now_ms: int) -> None:
         """A device uses an address: a lease, an entry of the neighbour table, a packet."""
+        if not is_host(address) or (source == "neighbour" and now_ms < self._left.get(address, 0)):
+            return
         found = self._of_mac.get(mac) if mac else self._open.get(self.whose(address, 1 << 62))
         if found is None:
             if not self._is_anonymous and not self._place(mac, address):
@@ -234,6 +248,9 @@ class Sessions:
         found.addresses.remove(address)
         found.is_dirty = True
         self._hold(address, "", now_ms)
+        if len(self._left) >= MAX_ENDED:
+            self._left.clear()
+        self._left[address] = now_ms + STALE_MS
         if not found.addresses:
             self._end(found, "lease", now_ms)
 
@@ -245,6 +262,9 @@ class Sessions:
 
     def attribute(self, address: bytes, mac: bytes, at_ms: int) -> str:
         """The session that an access at a moment belongs to; one begins where none is. Empty: it is not known."""
+        if not is_host(address):  # it has none yet, or speaks to its neighbours only
+            known = self._of_mac.get(mac)
+            return known.session if known is not None and known.login_ms <= at_ms else ""
         session = self.whose(address, at_ms)
         if not session:
             if mac:

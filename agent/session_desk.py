@@ -36,7 +36,6 @@ SETTLE_MS: Final = 600_000
 """How long sessions of an earlier boot wait for a clock that says how long the router was off."""
 MAX_READS: Final = 64
 MAX_LEASES: Final = 1 << 20
-LINK_LOCAL: Final = b"\xfe\x80"
 
 
 class _Anchor(NamedTuple):
@@ -57,8 +56,12 @@ class Desk:
         record: Callable[[Event], object],
         commit: Callable[[], None],
         keep: Callable[[Event], Event | None],
+        last_access: Callable[[frozenset[str], int], Mapping[str, int]] | None = None,
     ) -> None:
-        """`keep`: what a session's record may hold, by the legal profile. Raises: ConfigError, StorageError."""
+        """`keep`: what a session's record may hold, by the legal profile. `last_access`: when, in wall ms, each of some
+        sessions had its last access on record from a moment on. Raises: ConfigError, StorageError.
+        """
+        self._last_access = last_access
         self._config, self._clock, self._register = config, clock, register
         self._record, self._commit, self._keep = record, commit, keep
         self.sessions = Sessions(
@@ -183,8 +186,7 @@ class Desk:
         except OSError:
             table = {}
         for address, mac in table.items():
-            if not address.startswith(LINK_LOCAL):
-                self.sessions.join(mac, address, "neighbour", now_ms)
+            self.sessions.join(mac, address, "neighbour", now_ms)
         self.read_leases(now_ms)
 
     # --- sources -----------------------------------------------------------------------------------------------
@@ -266,7 +268,9 @@ class Desk:
         action = _text(request, "action")
         now_ms = self._clock.boottime_ms()
         if action == "list":
-            yield from ({"row": self.describe(found)} for found in self.sessions.all())
+            for found in self.sessions.all():
+                if row := self.describe(found):
+                    yield {"row": row}
             return
         if action == "login":
             found = self._login(request, now_ms)
@@ -276,17 +280,21 @@ class Desk:
             raise ConfigError(f"session: expected login, logout or list, got {action!r}")
         self.write(now_ms)
         self._commit()
-        yield {"row": self.describe(found)}
+        if row := self.describe(found):
+            yield {"row": row}
 
     def describe(self, found: Open) -> Mapping[str, object]:
-        """A session as `gatehouse session list` shows it."""
+        """A session as `gatehouse session list` shows it; empty: the legal profile keeps none."""
+        kept = self._keep(found.record(self.now_ms()))
+        if not isinstance(kept, Session):
+            return {}
         offset_ms = self._anchor().offset_ms
         return {
-            "session": found.session,
-            "account": found.account,
-            "room": found.room,
-            "mac": found.mac.hex(":"),
-            "addresses": [address_text(each) for each in found.addresses],
+            "session": kept.session,
+            "account": kept.account,
+            "room": kept.room,
+            "mac": kept.mac.hex(":"),
+            "addresses": [address_text(each) for each in kept.addresses],
             "login": iso(found.login_ms + offset_ms),
             "seen": iso(found.seen_ms + offset_ms),
             "logout": iso(found.logout_ms + offset_ms) if found.cause else "",
@@ -335,10 +343,15 @@ class Desk:
         # Where either clock is a guess, the last of them was seen when this boot began, and the rest before it.
         is_known = anchor.is_synced and all(row.is_synced for row in rows)
         latest_ms = max(row.seen_ms for row in rows)
+        late: Mapping[str, int] = {}
+        if is_known and self._last_access is not None:  # what came after the last checkpoint is in the ring
+            since_ms = min(row.seen_ms + row.offset_ms for row in rows)
+            late = self._last_access(frozenset(row.session for row in rows), since_ms)
         saved = []
         for row in rows:
             shift_ms = row.offset_ms - anchor.offset_ms if is_known else -latest_ms
             found = _opened(row, shift_ms)
+            found.seen_ms = max(found.seen_ms, late.get(row.session, 0) - anchor.offset_ms)
             found.cause, found.logout_ms = self._end_of_boot, found.seen_ms
             saved.append((found, found.record(now_ms)))
         try:

@@ -1,7 +1,6 @@
 """Who was it: real DHCP, a real RADIUS client, openNDS's BinAuth calls; every end has its cause and its moment."""
 
 import datetime
-import signal
 import subprocess
 import time
 import uuid
@@ -71,6 +70,14 @@ def ended(lab: Lab, account: str, timeout: float = 15) -> dict[str, object]:
         time.sleep(0.2)
 
 
+def stop(lab: Lab, launcher: "subprocess.Popen[str]") -> None:
+    """In order: nsenter forks, so the signal goes to whom it entered for."""
+    lab.run("router", ["pkill", "-TERM", "-f", f"launch --config {lab.directory}"])
+    launcher.wait(20)
+    while lab.run("router", ["pgrep", "-f", f"--config {lab.directory}"]).stdout:
+        time.sleep(0.1)
+
+
 def seconds(text: object) -> float:
     return datetime.datetime.fromisoformat(str(text)).timestamp()
 
@@ -81,8 +88,14 @@ def test_a_dhcp_client_has_a_session_until_its_lease_ends(lab: Lab) -> None:
     script.chmod(0o755)
     client = lab.popen("guest", f"udhcpc -f -i eth0 -R -s {script}", stdout=subprocess.DEVNULL)
     try:
-        (login, *_) = wait_for(lab, 1, "--since", "1h", "--kind", "session", "--mac", GUEST, "--reason", "test")
-        assert login["source"] == "dhcp"
+        deadline = time.monotonic() + 10
+        while True:
+            found = lab.rows("--since", "1h", "--kind", "session", "--mac", GUEST, "--reason", "test")
+            if found and found[-1]["source"] == "dhcp":
+                break
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
+        login = found[-1]
         name = "by-dhcp.example.org"
         (ip,) = [a for a in login["addresses"] if str(a).startswith("10.20.0.1")]  # type: ignore[attr-defined]
         assert lab.run("guest", f"dig +short {name}").stdout.strip() == "198.51.100.20"
@@ -140,11 +153,12 @@ def test_six_ends_have_six_causes(lab: Lab) -> None:
 
 
 def test_a_wrong_secret_gets_no_answer_and_begins_nothing(lab: Lab) -> None:
-    command = "radclient -r 1 -t 1 10.20.0.1:1813 acct wrong"
+    command = "radclient -x -r 1 -t 1 10.20.0.1:1813 acct wrong"
     text = (
         'Acct-Status-Type = Start\nUser-Name = "mallory"\nAcct-Session-Id = "m"\nCalling-Station-Id = "020000000109"\n'
     )
-    assert "No reply" in (said := lab.run("teacher", command, input=text)).stdout + said.stderr
+    said = lab.run("teacher", command, input=text)
+    assert (said.returncode, "Accounting-Response" in said.stdout) == (1, False)
     assert lab.rows("--since", "1h", "--account", "mallory", "--reason", "test") == []
 
 
@@ -172,20 +186,21 @@ def test_a_device_with_four_ipv6_addresses_and_one_ipv4_is_one_session(lab: Lab)
     for number in range(1, 5):
         address = f"2001:db8:20::c{number}"
         lab.run("pupil2", f"ip -6 addr add {address}/64 dev eth0 nodad", check=True)
-        lab.run("pupil2", f"curl -s --max-time 5 --interface {address} -6 http://six{number}.example.net/")
+        page = f"http://six{number}.example.net/"
+        assert "you asked" in lab.run("pupil2", f"curl -sS --max-time 9 --interface {address} -6 {page}").stdout
         lab.run("pupil2", f"dig +short -b {address} @2001:db8:20::1 six{number}.example.org")
     lab.run("pupil2", "curl -s --max-time 5 -4 http://six4.example.net/")
     deadline = time.monotonic() + 10
     while True:
         rows = lab.rows("--since", "1h", "--account", "six", "--reason", "test")
         clients = {row["client"] for row in rows if row["kind"] == "flow"}
-        if len(clients) >= 5:
+        last = [row for row in rows if row["kind"] == "session"][-1]["addresses"]
+        if len(clients) >= 5 and isinstance(last, list) and len(last) >= 5:
             break
         assert time.monotonic() < deadline, clients
         time.sleep(0.2)
     assert {row["session"] for row in rows} == {rows[0]["session"]}
-    last = [row for row in rows if row["kind"] == "session"][-1]
-    assert {f"2001:db8:20::c{number}" for number in range(1, 5)} | {"10.20.0.12"} <= set(last["addresses"])  # type: ignore[call-overload]
+    assert {f"2001:db8:20::c{number}" for number in range(1, 5)} | {"10.20.0.12"} <= set(last)
 
 
 def test_show_needs_a_reason_and_the_audit_is_there_before_the_answer(lab: Lab) -> None:
@@ -236,19 +251,12 @@ def test_a_power_cut_in_mid_session_closes_it_where_it_was_last_seen(lab: Lab) -
         assert not [line for line in lab.gatehouse("session", "list").stdout.splitlines() if "dark" in line]
         # The same in order: the router is told to stop, and boots again.
         lab.gatehouse("session", "login", "--account", "late", "--mac", TEACHER)
-        lab.run("router", f"kill {restart.pid}")
-        lab.kill("launch", signal.SIGTERM)
-        restart.wait(15)
     finally:
-        if restart.poll() is None:
-            restart.kill()
-    while lab.processes():
-        time.sleep(0.1)
+        stop(lab, restart)
     (lab.directory / "boot_id").write_text(f"{uuid.uuid4()}\n")
     again = lab.popen("router", restart_command(lab), stderr=subprocess.DEVNULL)
     try:
         lab.wait_until_ready()
         assert ended(lab, "late")["cause"] == "reboot"
     finally:
-        lab.kill("launch", signal.SIGTERM)
-        again.wait(15)
+        stop(lab, again)
