@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     hold.add_argument("--until", help="add: up to when (default: those that are still to come too)")
     export = command("export", run_export, "write what is on record to a plain SQLite database, a table a kind")
     export.add_argument("--to", required=True, help="file; it must not be there yet")
+    cli_people.add_standard(export)
     _add_filters(export)
     _add_times(export)
     plan = command("plan", run_plan, "how many days of how many clients' records fit; refuses what does not")
@@ -187,8 +188,11 @@ def run_hold(options: argparse.Namespace, config: Config) -> int:
 
 
 def run_export(options: argparse.Namespace, config: Config) -> int:
+    if options.standard != "sqlite":
+        return cli_people.run_standard(options, config, ask, {**_filters(options), **_times(options)})
     from agent.export import write_database
 
+    cli_people.check_export(config, "sqlite")
     count = write_database(
         options.to, ask(config, {"do": "query", "purpose": "export", **_filters(options), **_times(options)})
     )

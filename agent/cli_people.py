@@ -78,6 +78,45 @@ def add_commands(command: Add, ask: Ask) -> None:
     profile.set_defaults(is_at_home=lambda options: options.action in ("key", "sign"))
 
 
+def add_standard(export: argparse.ArgumentParser) -> None:
+    """`export` can also speak the supervising side's language."""
+    export.add_argument("--standard", choices=("sqlite", "ga"), default="sqlite", help="what to write (default sqlite)")
+    export.add_argument("--key", default="", help="ga: the recipient's secret key, to fill in names and documents")
+
+
+def check_export(config: Config, name: str) -> None:
+    """Raises: ConfigError if the legal profile does not let these records leave in this way."""
+    from agent.legal import load_profile
+
+    profile = load_profile(config)
+    if profile is not None and name not in profile.export:
+        allowed = ", ".join(profile.export) or "none"
+        raise ConfigError(
+            f"export: the legal profile {profile.name} allows {allowed}, not {name} ({profile.export_source})"
+        )
+
+
+def run_standard(options: argparse.Namespace, config: Config, ask: Ask, wanted: Mapping[str, object]) -> int:
+    from agent.standard_export import write_archive
+
+    check_export(config, "ga")
+    people = _opened(config, ask, options.key) if options.key else {}
+    rows = ask(config, {"do": "query", "purpose": "export", **wanted})
+    done = write_archive(options.to, config, rows, people)
+    print(f"{options.to}: {done.sessions} sessions, {done.accesses} accesses")
+    for why, count in done.refused.items():
+        print(f"left out: {count} rows: {why}", file=sys.stderr)
+    return 0
+
+
+def _opened(config: Config, ask: Ask, key: str) -> dict[str, dict[str, str]]:
+    from agent.identity import open_sealed, read_key
+
+    secret = read_key(key)
+    rows = ask(config, {"do": "registration", "action": "list"})
+    return {str(row["account"]): open_sealed(secret, bytes.fromhex(str(row["sealed"]))) for row in rows}
+
+
 def run_session(options: argparse.Namespace, config: Config, ask: Ask) -> int:
     request: dict[str, object] = {"do": "session", "action": options.action}
     request |= {name: getattr(options, name) for name in ("account", "room", "mac", "client", "session", "cause")}

@@ -94,7 +94,9 @@ def zone_file(zone: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def start(name: str, namespace: str, command: list[str], directory: Path) -> subprocess.Popen[bytes]:
+def start(
+    name: str, namespace: str, command: list[str], directory: Path, env: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """One server, its output in log/NAME."""
     with (directory / "log" / name).open("ab") as log:
         return subprocess.Popen(
@@ -103,6 +105,7 @@ def start(name: str, namespace: str, command: list[str], directory: Path) -> sub
             stderr=log,
             stdin=subprocess.DEVNULL,
             cwd=directory,
+            env={**os.environ, **(env or {})},
         )
 
 
@@ -158,7 +161,20 @@ def start_router(directory: Path) -> subprocess.Popen[bytes] | None:
     if not (directory / "gatehouse.conf").exists():
         return None
     command = [sys.executable, "-I", str(ROOT), "launch", "--config", f"{directory}/gatehouse.conf"]
-    return start("gatehouse", "router", command, directory)
+    return start("gatehouse", "router", command, directory, false_time(directory))
+
+
+def false_time(directory: Path) -> dict[str, str]:
+    """Where a test wants this router's wall clock to step: by what the file `faketime` says. The machine's stays."""
+    if not (directory / "faketime").exists():
+        return {}
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(directory / "faketime"),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
 
 
 def main() -> None:
@@ -170,6 +186,9 @@ def main() -> None:
     sh(f"mount --bind {directory}/resolv.conf /etc/resolv.conf")
     if (directory / "boot_id").exists():  # so that a test can boot this router anew
         sh(f"mount --bind {directory}/boot_id /proc/sys/kernel/random/boot_id")
+    if (directory / "small-ring").exists():  # so that a test can fill its storage
+        (directory / "ring").mkdir(exist_ok=True)
+        sh(f"mount -t tmpfs -o size=6m none {directory}/ring")
     start_internet(directory)
     launcher = start_router(directory)
     stopping = False

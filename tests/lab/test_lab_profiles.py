@@ -48,7 +48,6 @@ class Case(NamedTuple):
 
 CASES = {
     "cn-82": Case("path query phone", "visited site blocked client mac account room destination answer"),
-    "cn-82-180": Case("path query phone", "visited site blocked client mac account room destination", "180 0"),
     "us-cipa": Case("visited site path query client mac account room phone destination answer", "blocked"),
     "eu-guest": Case("visited site path query blocked phone destination answer", "client mac account room"),
     "uk-kcsie": Case("path query room phone destination answer", "visited site blocked client mac account"),
@@ -135,7 +134,7 @@ def test_a_forbidden_field_is_nowhere(tmp_path: Path, name: str) -> None:
             "--config",
             f"{tmp_path}/gatehouse.conf",
         ]
-        with lab.popen("router", ["timeout", "7", *follow], stdout=subprocess.PIPE) as tail:
+        with lab.popen("router", ["timeout", "4", *follow], stdout=subprocess.PIPE) as tail:
             time.sleep(0.5)
             login = lab.gatehouse(
                 "session", "login", "--account", "account-of-ann", "--room", "room-2718", "--phone", PHONE,
@@ -192,21 +191,3 @@ def test_nothing_is_captured_while_the_notice_is_not_the_profiles(tmp_path: Path
         assert lab.rows("--since", "1h", "--domain", "during.example.org") == []
         capture = [r for r in lab.rows("--since", "1h", "--kind", "maintenance") if r["action"] == "capture"]
         assert [str(row["result"]).split(":")[0] for row in capture] == ["ok", "refused", "ok"]
-
-
-def test_a_profile_that_nobody_signed_captures_nothing_and_is_told(tmp_path: Path) -> None:
-    def forge(directory: Path) -> None:
-        prepare(directory)
-        own = directory / "state" / "profiles"
-        own.mkdir()
-        text = (ROOT / "policy/profiles/cn-82.toml").read_bytes()
-        (own / "cn-82.toml").write_bytes(text.replace(b'keep = "all"', b'keep = "all" ', 1))
-        (own / "cn-82.toml.sig").write_bytes((ROOT / "policy/profiles/cn-82.toml.sig").read_bytes())
-
-    try:
-        with Lab.running(tmp_path, flush="1s", main=main_of("cn-82"), extra=EXTRA, prepare=forge):
-            raise AssertionError("it says that it protects")
-    except RuntimeError:  # it never says so; the filter works all the same
-        pass
-    log = (tmp_path / "log" / "gatehouse").read_text()
-    assert "does not hold" in log
