@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from agent import notice
+from agent.erasable import needs_library
 from policy.bundle import PublicKey, check_signature, read_public_key
 from policy.config import Config
 from policy.errors import BundleError, ConfigError
@@ -45,6 +46,8 @@ class Gate:
     def change(self, config: Config) -> None:
         """Take a new configuration. Raises: ConfigError, and then nothing has changed."""
         profile = load_profile(config)
+        if profile is not None and profile.may_erase:
+            needs_library()
         self.profile, self._broken = profile, ""
         self._capture = Capture(profile) if profile is not None else None
         self._config = config
@@ -68,6 +71,11 @@ class Gate:
         """The same for one."""
         kept = self.take((event,))
         return kept[0] if kept else None
+
+    @property
+    def may_erase(self) -> bool:
+        """Must what a session's record says of a person be erasable?"""
+        return self.profile is not None and self.profile.may_erase
 
     def describe(self) -> dict[str, object]:
         """For status."""

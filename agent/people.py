@@ -98,9 +98,14 @@ class People:
         found = self._register.session(name)
         if found is None:
             raise ConfigError(f"erase: no session {name!r} is known here")
+        for hold in self._ring.holds():
+            of_person = (hold.account, hold.mac, hold.phone_index)
+            pairs = zip(of_person, (found.account, found.mac, found.phone_index), strict=True)
+            if any(held and held == its for held, its in pairs) or hold.client in unpack_addresses(found.addresses):
+                raise ConfigError(f"erase: hold {hold.number} keeps it ({hold.reason}); it has to be lifted first")
         if not found.cause:
             raise ConfigError(f"erase: session {name} still goes on; `gatehouse session logout --session {name}` first")
-        self._note("erase", f"session {name}", "ok: gone from the register; the ring forgets it at the end of its time",
+        self._note("erase", f"session {name}", "ok: its key is gone; the chain stays as it was",
                    reason, actor)  # fmt: skip
         self._desk.commit()
         self._register.erase_session(name)

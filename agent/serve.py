@@ -54,8 +54,16 @@ class Agent:
         self.records = Records(config.ring, self.clock, self.note_of)
         self.gate = Gate(config)
         self.register = open_register(config.main.state_dir)
+        self.records.register = self.register
         self.desk = Desk(
-            config, self.clock, self.register, self.put_on_record, self.commit, self.gate.one, self.records.last_access
+            config,
+            self.clock,
+            self.register,
+            record=self.put_on_record,
+            commit=self.commit,
+            keep=self.gate.one,
+            last_access=self.records.last_access,
+            is_erasable=lambda: self.gate.may_erase,
         )
         self.intake = Intake(
             self.records.ring,

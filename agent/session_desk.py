@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from agent import identity, neighbours, radius
+from agent import erasable, identity, neighbours, radius
 from agent.clock import SystemClock
 from agent.control import Answer, Request
 from agent.session import CAUSES, Claim, Open, Place, Sessions
@@ -57,11 +57,12 @@ class Desk:
         commit: Callable[[], None],
         keep: Callable[[Event], Event | None],
         last_access: Callable[[frozenset[str], int], Mapping[str, int]] | None = None,
+        is_erasable: Callable[[], bool] = bool,
     ) -> None:
         """`keep`: what a session's record may hold, by the legal profile. `last_access`: when, in wall ms, each of some
         sessions had its last access on record from a moment on. Raises: ConfigError, StorageError.
         """
-        self._last_access = last_access
+        self._last_access, self._is_erasable = last_access, is_erasable
         self._config, self._clock, self._register = config, clock, register
         self._record, self._commit, self._keep = record, commit, keep
         self.sessions = Sessions(
@@ -316,7 +317,7 @@ class Desk:
             _say(f"sessions: {error}")  # the ring is the record; this costs what a power cut would
         for found, record in zip(changed, records, strict=True):
             self._changed.update(found.addresses)
-            self._record(record)
+            self._put(record)
         return True
 
     def checkpoint(self, now_ms: int, *, at_once: bool = False) -> None:
@@ -361,9 +362,25 @@ class Desk:
             self._left_over = rows
             return
         for _, record in saved:
-            self._record(record)
+            self._put(record)
 
     # --- inside ------------------------------------------------------------------------------------------------
+
+    def _put(self, record: Session) -> None:
+        """Into the ring; closed with the session's own key where the legal profile lets a session be erased."""
+        kept = self._keep(record)
+        if not self._is_erasable() or not isinstance(kept, Session):
+            self._record(record)
+            return
+        try:
+            key = self._register.session_key(record.session)
+            if not key:
+                key = os.urandom(erasable.KEY_BYTES)
+                self._register.put_session_key(record.session, key)
+        except StorageError as error:  # a key that is lost with the power: erased too early, never too late
+            _say(f"sessions: {error}")
+            key = os.urandom(erasable.KEY_BYTES)
+        self._record(erasable.close(kept, key))
 
     def _save(self, changed: Sequence[tuple[Open, Session]], anchor: _Anchor) -> None:
         rows = []

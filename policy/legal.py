@@ -134,6 +134,13 @@ def read_profile(octets: bytes, place: str = "profile") -> Profile:
     )
     for each in (table, days, identity, export, erase):
         each.finish()
+    if profile.may_erase:
+        for name in ("dns", "flow", "block"):
+            if named := {"mac", "client"} & set(classes[name].fields):
+                raise ConfigError(
+                    f"{place}.erase.allowed: expected no {' or '.join(sorted(named))} in {name}: "
+                    "only what a session's own record holds can be erased"
+                )
     if profile.maximum_days and profile.maximum_days < profile.minimum_days:
         raise ConfigError(f"{place}.days.maximum: expected at least the minimum, {profile.minimum_days}")
     if (profile.identity == "none") != (classes["session"].keep == "none"):

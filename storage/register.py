@@ -28,6 +28,7 @@ _TABLES: Final = (
     "CREATE INDEX session_account ON session(account) WHERE account != ''",
     """CREATE TABLE registration(account TEXT PRIMARY KEY, sealed BLOB, blind_index BLOB, room TEXT, valid_from_s INT,
     valid_to_s INT) WITHOUT ROWID""",
+    "CREATE TABLE session_key(id TEXT PRIMARY KEY, key BLOB) WITHOUT ROWID",
 )
 
 
@@ -129,11 +130,29 @@ class Register:
                 ORDER BY login_ms + offset_ms DESC LIMIT -1 OFFSET ?)""",
                 (MAX_SESSIONS,),
             ).rowcount
+            self._db.execute("DELETE FROM session_key WHERE id NOT IN (SELECT id FROM session)")
             return gone
 
-    def erase_session(self, session: str) -> bool:
-        """One session goes. False: there is none. Raises: StorageError."""
+    def session_key(self, session: str) -> bytes:
+        """What opens a session's fields in the ring; empty: erased, or they are not closed. Raises: StorageError."""
+        with _errors(self.path):
+            row = self._db.execute("SELECT key FROM session_key WHERE id = ?", (session,)).fetchone()
+        return bytes(row[0]) if row else b""
+
+    def has_keys(self) -> bool:
+        """Are there sessions whose fields in the ring are closed? Raises: StorageError."""
+        with _errors(self.path):
+            return self._db.execute("SELECT 1 FROM session_key LIMIT 1").fetchone() is not None
+
+    def put_session_key(self, session: str, key: bytes) -> None:
+        """Remember it. On flash when this returns. Raises: StorageError."""
         with _errors(self.path), self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO session_key VALUES(?,?)", (session, key))
+
+    def erase_session(self, session: str) -> bool:
+        """One session goes, and with its key what the ring has of it. False: there is none. Raises: StorageError."""
+        with _errors(self.path), self._transaction():
+            self._db.execute("DELETE FROM session_key WHERE id = ?", (session,))
             return self._db.execute("DELETE FROM session WHERE id = ?", (session,)).rowcount > 0
 
     def register(self, found: Sequence[Registered]) -> None:

@@ -191,3 +191,33 @@ def test_nothing_is_captured_while_the_notice_is_not_the_profiles(tmp_path: Path
         assert lab.rows("--since", "1h", "--domain", "during.example.org") == []
         capture = [r for r in lab.rows("--since", "1h", "--kind", "maintenance") if r["action"] == "capture"]
         assert [str(row["result"]).split(":")[0] for row in capture] == ["ok", "refused", "ok"]
+
+
+def test_an_erased_session_is_nobodys_and_the_chain_is_whole(tmp_path: Path) -> None:
+    with Lab.running(tmp_path, flush="1s", main=main_of("eu-guest"), extra=EXTRA, prepare=prepare) as lab:
+        for account, mac in (("account-of-ann", "02:00:00:00:00:0b"), ("account-of-ben", "02:00:00:00:00:0c")):
+            lab.gatehouse("session", "login", "--account", account, "--mac", mac, "--room", f"room of {account}")
+            lab.gatehouse("session", "logout", "--account", account)
+        rows = [
+            row
+            for name in ("account-of-ann", "account-of-ben")
+            for row in lab.rows("--since", "1h", "--account", name, "--kind", "session", "--reason", "test")
+        ]
+        assert {row["account"] for row in rows} == {"account-of-ann", "account-of-ben"}
+        (session,) = {str(row["session"]) for row in rows if row["account"] == "account-of-ann"}
+        held = lab.gatehouse("hold", "add", "--mac", "02:00:00:00:00:0b", "--reason", "order 5")
+        assert held.returncode == 0
+        assert "hold 1 keeps it" in lab.gatehouse("erase", "--session", session, "--reason", "she asks").stderr
+        lab.gatehouse("hold", "lift", "1")
+        erased = lab.gatehouse("erase", "--session", session, "--reason", "she asks")
+        assert erased.returncode == 0, erased.stderr
+        left = [r for r in lab.rows("--since", "1h", "--kind", "session") if r["session"] == session]
+        assert left != []
+        assert {row["account"] for row in left} == {""}
+        assert "all as they were written" in lab.gatehouse("verify").stdout
+        assert lab.gatehouse("show", "--session", session, "--reason", "test").returncode == 2
+        told = [r for r in lab.rows("--since", "1h", "--kind", "maintenance") if r["action"] == "erase"]
+        assert [row["detail"] for row in told] == ["she asks"]
+    octets_left = [place for place, data in octets(tmp_path) if b"room of account-of-ann" in data]
+    assert octets_left == []
+    assert [place for place, data in octets(tmp_path) if b"room of account-of-ben" in data], "the other one's is there"
