@@ -24,7 +24,9 @@ IMPERSONAL: Final = frozenset({"maintenance", "gap", "health"})
 MAY: Final[Mapping[str, frozenset[str]]] = {
     "installer": frozenset({"status", "verify", "reload"}),
     "operator": frozenset({"status", "query", "override", "session"}),
-    "auditor": frozenset({"status", "query", "names", "who", "show", "tail", "hold", "verify", "session-list"}),
+    "auditor": frozenset(
+        {"status", "query", "names", "who", "show", "tail", "hold", "verify", "session-list", "registration-list"}
+    ),
 }
 """Role -> requests. The operator is the teacher or the front desk: he sees what was blocked, not where people went."""
 MAX_REASON: Final = 200
@@ -84,8 +86,8 @@ class Audit:
         return roles[0], name
 
     def _admit(self, word: str, role: str, actor: str, request: Request) -> None:
-        is_list = word == "session" and request.get("action") == "list"
-        if role != "root" and not ({word, "session-list" if is_list else word} & MAY[role]):
+        is_list = word in ("session", "registration") and request.get("action") == "list"
+        if role != "root" and not ({word, f"{word}-list" if is_list else word} & MAY[role]):
             self._deny(word, actor, f"the role {role} does not allow it")
         if role == "operator" and word == "query" and request.get("kind") not in IMPERSONAL:
             whom = [name for name in NAMING if name != "client" and request.get(name)]

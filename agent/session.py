@@ -45,6 +45,9 @@ MAX_HOLDERS: Final = 4
 """Holders that are remembered of one address: records come seconds late, not hours."""
 MAX_ENDED: Final = 4096
 """Tokens of ended sessions, so that a late copy of their start does not begin them again."""
+CHANGE_MS: Final = 500
+LONGEST_WAIT_MS: Final = 300_000
+"""Between two records of changes of one session: half a second for each that there was, five minutes at most."""
 STALE_MS: Final = 60_000
 """The kernel calls a neighbour reachable for up to 45 s after it was (base_reachable_time_ms)."""
 LONGEST_MS: Final = 30 * 86_400_000
@@ -95,8 +98,25 @@ class Open:
     """A session that goes on. Times in CLOCK_BOOTTIME ms; those before this boot are negative."""
 
     __slots__ = (
-        "account", "addresses", "away_ms", "cause", "expires_ms", "is_dirty", "login_ms", "logout_ms", "mac", "nas",
-        "phone", "phone_index", "room", "seen_ms", "session", "source", "token",
+        "account",
+        "addresses",
+        "away_ms",
+        "cause",
+        "changes",
+        "due_ms",
+        "expires_ms",
+        "is_dirty",
+        "login_ms",
+        "logout_ms",
+        "mac",
+        "nas",
+        "phone",
+        "phone_index",
+        "room",
+        "seen_ms",
+        "session",
+        "source",
+        "token",
     )  # fmt: skip
 
     def __init__(self, session: str, claim: Claim, login_ms: int) -> None:
@@ -114,6 +134,10 @@ class Open:
         """When it left the radio; 0: it is there, or nobody tells us."""
         self.is_dirty = True
         """Its record is to be written."""
+        self.changes = 0
+        """Records that were."""
+        self.due_ms = login_ms
+        """Before then no further one is."""
 
     def record(self, at_ms: int) -> Session:
         """As it stands in the ring. A logout at time 0, of this boot's first millisecond, is told as 1."""
@@ -256,9 +280,7 @@ class Sessions:
 
     def seen(self, address: bytes, at_ms: int) -> None:
         """The device that has this address did something."""
-        found = self._open.get(self.whose(address, at_ms))
-        if found is not None and at_ms > found.seen_ms:
-            found.seen_ms, found.away_ms = at_ms, 0
+        self._saw(self.whose(address, at_ms), at_ms)
 
     def attribute(self, address: bytes, mac: bytes, at_ms: int) -> str:
         """The session that an access at a moment belongs to; one begins where none is. Empty: it is not known."""
@@ -270,9 +292,7 @@ class Sessions:
             if mac:
                 self.join(mac, address, "traffic", at_ms)
             return self.whose(address, at_ms) or self._soon(address, at_ms)
-        found = self._open.get(session)
-        if found is not None and at_ms > found.seen_ms:
-            found.seen_ms, found.away_ms = at_ms, 0
+        self._saw(session, at_ms)
         return session
 
     def associated(self, mac: bytes, now_ms: int) -> None:
@@ -327,10 +347,14 @@ class Sessions:
 
     def take(self, now_ms: int) -> tuple[list[Open], list[Session]]:
         """Sessions that began, changed or ended since the last call, and their records, in order."""
-        changed = self._closed + [found for found in self._open.values() if found.is_dirty]
+        due = [found for found in self._open.values() if found.is_dirty and now_ms >= found.due_ms]
+        changed = self._closed + due
         self._closed = []
         for found in changed:
             found.is_dirty = False
+            # A device that takes a new address every second must not have a record on flash every second.
+            found.changes += 1
+            found.due_ms = now_ms + min(LONGEST_WAIT_MS, CHANGE_MS * found.changes)
         return changed, [found.record(now_ms) for found in changed]
 
     def restore(self, kept: Iterable[Open]) -> None:
@@ -445,6 +469,11 @@ class Sessions:
         oldest = min(self._open.values(), key=lambda found: (RANK[found.source] >= FIRST_LOGIN, found.seen_ms))
         self._end(oldest, "full", now_ms)
         self.counters["evicted"] += 1
+
+    def _saw(self, session: str, at_ms: int) -> None:
+        found = self._open.get(session)
+        if found is not None and at_ms > found.seen_ms:
+            found.seen_ms, found.away_ms = at_ms, 0
 
     def _soon(self, address: bytes, at_ms: int) -> str:
         """A device's session that was begun by a later record of two that came in the other order."""

@@ -32,6 +32,7 @@ FIFO: Final = "sessions"
 """In run_dir: where scripts write their lines."""
 CHECKPOINT_MS: Final = 30_000
 """Between two times at which it is put on flash when each session was last seen: what a power cut may cost of it."""
+FORGET_MS: Final = 3_600_000
 SETTLE_MS: Final = 600_000
 """How long sessions of an earlier boot wait for a clock that says how long the router was off."""
 MAX_READS: Final = 64
@@ -80,7 +81,7 @@ class Desk:
         self._left_over: list[Row] = []
         self._end_of_boot = "power"
         self._sealer: identity.Sealer | None = None
-        self._tail = 0
+        self._forget_ms = 0
         self._sockets: list[socket.socket] = []
         self._fifo = -1
 
@@ -172,6 +173,7 @@ class Desk:
         self.sessions.handle_timer(now_ms)
         self.write(now_ms)
         self.checkpoint(now_ms)
+        self.forget(now_ms)
 
     def look_around(self) -> None:
         """Neighbour table and lease file."""
@@ -332,6 +334,20 @@ class Desk:
             except StorageError as error:
                 _say(f"sessions: {error}")
         self._checkpointed = {found.session: found.seen_ms for found in self.sessions.all()}
+
+    def forget(self, now_ms: int) -> None:
+        """What is older than the ring's records need not be looked up any more. Once an hour."""
+        anchor = self._anchor()
+        if now_ms < self._forget_ms or not anchor.is_synced:
+            return
+        self._forget_ms = now_ms + FORGET_MS
+        days = self._config.ring.maximum_days or self._config.ring.promised_days
+        before_ms = now_ms + anchor.offset_ms - days * 86_400_000
+        try:
+            self._register.forget_sessions(before_ms)
+            self._register.forget_registrations(before_ms // 1000)
+        except StorageError as error:
+            _say(f"sessions: {error}")
 
     def settle(self) -> None:
         """End what was open when an earlier boot ended: at last-seen, once it can be said when that was."""
