@@ -222,7 +222,7 @@ class Capture:
     def __init__(self, profile: Profile, *, at_hook: bool = False) -> None:
         self.profile = profile
         keeps = _HOOK_KEEPS if at_hook else frozenset[str]()
-        self._rules: dict[tuple[type, bool], dict[str, Any] | None] = {}
+        self._rules: dict[tuple[type[Event], bool], dict[str, Any] | None] = {}
         for kind, name in ((Dns, "dns"), (Flow, "flow")):
             passed, blocked = profile.classes[name], profile.classes["block"]
             self._rules[kind, False] = _emptied(kind, passed, FIELDS[name], keeps) if passed.keep == "all" else None
@@ -235,6 +235,10 @@ class Capture:
         look_up = self._rules[Dns, False]
         self._rules[Flood, False] = None if look_up is None else _of_flood(look_up)
         self._rules[Registration, False] = {} if profile.classes["registration"].keep == "all" else None
+        self._edits = {
+            (kind, blocked): [(kind._fields.index(field), value) for field, value in (rule or {}).items()]
+            for (kind, blocked), rule in self._rules.items()
+        }
         self.is_everything = all(rule == {} for rule in self._rules.values())
 
     def take(self, events: Sequence[Event]) -> Sequence[Event]:
@@ -252,7 +256,12 @@ class Capture:
         emptied = self._rules[kind, is_blocked]
         if emptied is None:
             return None
-        return event._replace(**emptied) if emptied else event
+        if not emptied:
+            return event
+        values = list(event)  # a third of what `_replace` takes
+        for at, value in self._edits[kind, is_blocked]:
+            values[at] = value
+        return kind._make(values)
 
     def passes(self, kind: type[Event]) -> bool:
         """Are records of a kind, those let through, kept as they are?"""
