@@ -287,8 +287,12 @@ def run_reload(options: argparse.Namespace, config: Config) -> int:
 
 def run_check(options: argparse.Namespace, config: Config) -> int:
     from agent import policy_source
+    from agent.legal import load_profile
+    from agent.session_desk import places_of
 
     policy_source.check(config)
+    load_profile(config)
+    places_of(config)
     print(f"{options.config}: no mistake found")
     return 0
 

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from policy.errors import ConfigError
-
 MAX_CLIENTS: Final = 16
 MAX_REQUEST: Final = 8192
 PATIENCE_S: Final = 5.0
@@ -28,22 +26,35 @@ class NoticeServer:
     ) -> None:
         self._page, self._watch, self._forget = page, watch, forget
         self._clients: dict[socket.socket, tuple[float, bytearray]] = {}
+        self._waiting: list[tuple[str, int]] = []
+        self.trouble = ""
+        """Why it is not served somewhere; empty: it is everywhere it should be."""
 
     def open(self, listen: Sequence[tuple[str, int]]) -> None:
-        """Raises: ConfigError."""
-        for host, port in listen:
+        """Where it is to be served. An address that is not there yet, as at boot, is tried again by `tidy`."""
+        self._waiting = list(listen)
+        self._try()
+
+    def _try(self) -> None:
+        waiting, self._waiting, self.trouble = self._waiting, [], ""
+        for host, port in waiting:
             door = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             door.setblocking(False)
             try:
                 door.bind((host, port))
+                door.listen(MAX_CLIENTS)
             except OSError as error:
-                raise ConfigError(f"gatehouse.notice.listen: {host}#{port}: {error.strerror}") from None
-            door.listen(MAX_CLIENTS)
+                door.close()
+                self._waiting.append((host, port))
+                self.trouble = f"gatehouse.notice.listen: {host}#{port}: {error.strerror}"
+                continue
             self._watch(door, lambda door=door: self._accept(door))  # type: ignore[misc]  # bound at once
 
     def tidy(self) -> None:
         """Once a second: let go of those that say nothing."""
+        if self._waiting:
+            self._try()
         now = time.monotonic()
         for client in [client for client, (since, _) in self._clients.items() if now - since > PATIENCE_S]:
             self._drop(client)

@@ -285,7 +285,7 @@ class Agent:
         troubles = [f"{name} is not there" for name in sorted(wanted - workers.keys())]
         troubles += self.guard.troubles()
         troubles += self.policy.troubles()
-        troubles += filter(None, [self.gate.trouble])
+        troubles += filter(None, [self.gate.trouble, self.notice.trouble, *self.desk.troubles()])
         ring = self.records.status()
         troubles += filter(None, {self.server.storage_error, self.storage_trouble, str(ring["trouble"])})
         if ring.get("at_risk"):

@@ -69,10 +69,16 @@ class Desk:
         self.sessions = Sessions(
             self._new_id,
             idle_ms=config.session.idle_s * 1000,
-            places=places_of(config),
             is_anonymous=config.session.anonymous,
         )
         self.counters: Final = {"refused_lines": 0, "refused_radius": 0, "refused_phones": 0}
+        self._troubles: dict[str, str] = {}
+        try:
+            self.sessions.places = places_of(config)
+        except ConfigError as error:  # no reason not to start: the venue would lose its filter over a list of rooms
+            self._troubles["rooms"] = str(error)
+        self._waiting: list[str] = []
+        """Addresses at which RADIUS is to be taken in, and which cannot be had yet."""
         self._rest = b""
         self._leases = ""
         self._checkpoint_ms = clock.boottime_ms() + CHECKPOINT_MS
@@ -88,7 +94,8 @@ class Desk:
     # --- beginning and end -------------------------------------------------------------------------------------
 
     def open(self, watch: Callable[[socket.socket | int, Callable[[], None]], None]) -> None:
-        """Open the FIFO, and the RADIUS port if there is anybody to send to it. Raises: ConfigError."""
+        """Open the FIFO, and the RADIUS port if there is anybody to send to it. Raises: ConfigError: there is no FIFO."""
+        self._watch = watch
         path = os.path.join(self._config.main.run_dir, FIFO)
         try:
             if not os.path.exists(path):
@@ -98,20 +105,31 @@ class Desk:
         except OSError as error:
             raise ConfigError(f"gatehouse.main.run_dir: {path}: {error.strerror}") from None
         watch(self._fifo, self.read_lines)
-        if not self._config.radius:
-            return
-        for host in self._config.session.radius_listen:
+        self._waiting = list(self._config.session.radius_listen) if self._config.radius else []
+        self._listen()
+
+    def troubles(self) -> list[str]:
+        """What is wrong now, in words for a person."""
+        return list(self._troubles.values())
+
+    def _listen(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        self._troubles.pop("radius", None)
+        for host in waiting:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             door = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             if family == socket.AF_INET6:
                 door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
                 door.bind((host, self._config.session.radius_port))
-            except OSError as error:
-                port = self._config.session.radius_port
-                raise ConfigError(f"gatehouse.session.radius_listen: {host} port {port}: {error.strerror}") from None
+            except OSError as error:  # not there yet, as at boot: tried again
+                door.close()
+                self._waiting.append(host)
+                where = f"gatehouse.session.radius_listen: {host} port {self._config.session.radius_port}"
+                self._troubles["radius"] = f"{where}: {error.strerror}"
+                continue
             self._sockets.append(door)
-            watch(door, lambda door=door: self.read_radius(door))  # type: ignore[misc]  # bound at once
+            self._watch(door, lambda door=door: self.read_radius(door))  # type: ignore[misc]  # bound at once
 
     def begin(self, *, was_orderly: bool) -> None:
         """Take up what the predecessor left. `was_orderly`: it was told to stop; else the power went, or it crashed."""
@@ -163,12 +181,15 @@ class Desk:
     def change(self, config: Config) -> None:
         """A new configuration: rooms and times. Raises: ConfigError."""
         self.sessions.places = places_of(config)
+        self._troubles.pop("rooms", None)
         self.sessions.idle_ms = config.session.idle_s * 1000
         self._config = config
 
     def every_second(self) -> None:
         """End what is over, write what changed. Raises: StorageError."""
         now_ms = self._clock.boottime_ms()
+        if self._waiting:
+            self._listen()
         self.settle()
         self.sessions.handle_timer(now_ms)
         self.write(now_ms)
