@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import itertools
 import json
 import os
 import sys
@@ -143,10 +144,12 @@ def run_show(options: argparse.Namespace, config: Config, ask: Ask) -> int:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
         return 0
-    first = next(rows)
-    print(_session_line(first))
-    for line in table.lines(rows):
-        print(line)
+    for row in rows:
+        if row["kind"] == "session" and "seen" in row:
+            print(_session_line(row))
+            continue
+        for line in table.lines(itertools.chain([row], rows)):
+            print(line)
     return 0
 
 

@@ -10,7 +10,8 @@ from agent.control import BUSY, Answer, Request
 from agent.identity import is_phone
 from agent.legal import Gate
 from agent.records import as_row
-from agent.session_desk import Desk, unpack_addresses
+from agent.session import LONGEST_MS
+from agent.session_desk import Desk, began_s, unpack_addresses
 from agent.session_lines import MAX_WORD
 from policy.errors import ConfigError
 from policy.event import Registration
@@ -45,7 +46,8 @@ class People:
         self._desk.checkpoint(0, at_once=True)
         found = self._register.session(name)
         if found is None:
-            raise ConfigError(f"show: no session {name!r} is known here; it may be older than what is kept")
+            yield from self._from_ring(name)
+            return
         yield {"row": session_row(found)}
         if found.account and (known := self._register.registration(found.account)) is not None:
             yield {"row": registered_row(known)}
@@ -59,6 +61,17 @@ class People:
         )
         for record in self._ring.query(wanted):
             yield BUSY if record is None else {"row": as_row(record)}
+
+    def _from_ring(self, name: str) -> Answer:
+        """What the ring has of a session that the register does not know: its name says from when on to look."""
+        began_ms, is_known = began_s(name) * 1000, False
+        if began_ms:
+            longest_ms = began_ms + LONGEST_MS + LATE_MS
+            for record in self._ring.query(Filter(began_ms - LATE_MS, longest_ms, sessions=frozenset({name}))):
+                is_known = is_known or record is not None
+                yield BUSY if record is None else {"row": as_row(record)}
+        if not is_known:
+            raise ConfigError(f"show: no session {name!r} is known here; it may be older than what is kept")
 
     def registration(self, request: Request) -> Answer:
         """`action` is add (people, sealed already), list or remove."""

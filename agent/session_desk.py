@@ -94,7 +94,7 @@ class Desk:
     # --- beginning and end -------------------------------------------------------------------------------------
 
     def open(self, watch: Callable[[socket.socket | int, Callable[[], None]], None]) -> None:
-        """Open the FIFO, and the RADIUS port if there is anybody to send to it. Raises: ConfigError: there is no FIFO."""
+        """Open the FIFO, and the RADIUS port if there is anybody to send to it. Raises: ConfigError."""
         self._watch = watch
         path = os.path.join(self._config.main.run_dir, FIFO)
         try:
