@@ -43,8 +43,9 @@ class People:
         name = _text(request, "session")
         if not name:
             raise ConfigError("show: expected --session, from `gatehouse session list` or a record")
-        self._desk.checkpoint(0, at_once=True)
         found = self._register.session(name)
+        if (live := self._desk.sessions.find(name)) is not None and found is not None:
+            found = found._replace(seen_ms=live.seen_ms)
         if found is None:
             yield from self._from_ring(name)
             return

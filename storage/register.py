@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
+
+import msgpack
 
 from policy.errors import CorruptError, StorageError
 
@@ -28,6 +30,8 @@ _TABLES: Final = (
     "CREATE INDEX session_account ON session(account) WHERE account != ''",
     """CREATE TABLE registration(account TEXT PRIMARY KEY, sealed BLOB, blind_index BLOB, room TEXT, valid_from_s INT,
     valid_to_s INT) WITHOUT ROWID""",
+    # In one row, not in those of the sessions: these lie on many pages, each of which would be written each time.
+    "CREATE TABLE seen(one INTEGER PRIMARY KEY CHECK(one = 1), data BLOB)",
     "CREATE TABLE session_key(id TEXT PRIMARY KEY, key BLOB) WITHOUT ROWID",
 )
 
@@ -100,7 +104,18 @@ class Register:
     def open_sessions(self) -> list[Row]:
         """Those without an end. Raises: StorageError."""
         with _errors(self.path):
-            return [Row(*row) for row in self._db.execute("SELECT * FROM session WHERE cause = ''")]
+            rows = [Row(*row) for row in self._db.execute("SELECT * FROM session WHERE cause = ''")]
+            seen = self._db.execute("SELECT data FROM seen").fetchone()
+        try:
+            later: dict[str, int] = dict(msgpack.unpackb(seen[0])) if seen else {}
+        except (ValueError, TypeError, msgpack.UnpackException):
+            later = {}
+        return [row._replace(seen_ms=max(row.seen_ms, later.get(row.session, row.seen_ms))) for row in rows]
+
+    def save_seen(self, seen: Mapping[str, int]) -> None:
+        """When each open session was last seen, in its boot's milliseconds. On flash then. Raises: StorageError."""
+        with _errors(self.path), self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO seen VALUES(1, ?)", (msgpack.packb(dict(seen)),))
 
     def session(self, session: str) -> Row | None:
         """One session. Raises: StorageError."""
