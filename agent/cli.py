@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from agent import table, when
+from agent import cli_people, table, when
 from agent.__main__ import read_config
 from agent.version import VERSION
-from policy.config import Config
+from policy.config import Config, load
 from policy.errors import ConfigError, GatehouseError
 
 DEFAULT_CONFIG: Final = "/etc/config/gatehouse"
@@ -49,7 +49,8 @@ def main(words: Sequence[str]) -> int:
     # A reader that stops early (`| head`) is not an error.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     run: Callable[[argparse.Namespace, Config], int] = options.run
-    return run(options, read_config(options.config))
+    is_at_home = getattr(options, "is_at_home", None)  # works where there is no router: on the recipient's machine
+    return run(options, load("") if is_at_home is not None and is_at_home(options) else read_config(options.config))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     who = command("who", run_who, "which clients were at a domain; from the index alone, so fast over sixty days")
     who.add_argument("domain", help="this name and everything below it")
     _add_times(who)
+    who.add_argument("--reason", default="", help="why it is asked; goes on record")
     hold = command("hold", run_hold, "keep named records past their time, until the hold is lifted")
     hold.add_argument("action", choices=("add", "lift", "list"))
     hold.add_argument("number", nargs="?", type=int, default=0, help="lift: from `hold list`")
@@ -85,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     hold.add_argument("--until", help="add: up to when (default: those that are still to come too)")
     export = command("export", run_export, "write what is on record to a plain SQLite database, a table a kind")
     export.add_argument("--to", required=True, help="file; it must not be there yet")
+    cli_people.add_standard(export)
     _add_filters(export)
     _add_times(export)
     plan = command("plan", run_plan, "how many days of how many clients' records fit; refuses what does not")
@@ -112,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     exception.add_argument("--block", action="store_true", help="open: close the name instead of opening it")
     exception.add_argument("--uses", type=int, default=1, help="code: how often it can be used (default 1)")
     exception.add_argument("--domain", default="", help="redeem: the domain, where the code leaves it open")
+    cli_people.add_commands(command, ask)
     command("verify", run_verify, "follow the ring's hash chain: is every record what was written?")
     command("reload", run_reload, "read configuration and lists again")
     command("check", run_check, "read the configuration and say what is wrong with it")
@@ -136,6 +140,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     for name, text in _WHOSE:
         parser.add_argument(name, help=text)
     parser.add_argument("--session", help="session id")
+    parser.add_argument("--reason", help="why it is asked: needed where a person, device or session is named")
     parser.add_argument("--verdict", choices=("allow", "block", "rewrite", "refuse"))
     parser.add_argument(
         "--kind",
@@ -145,7 +150,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def _filters(options: argparse.Namespace) -> dict[str, object]:
-    names = ("domain", "client", "mac", "account", "phone_index", "session", "verdict", "kind")
+    names = ("domain", "client", "mac", "account", "phone_index", "session", "verdict", "kind", "reason")
     return {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
 
 
@@ -162,7 +167,7 @@ def run_names(options: argparse.Namespace, config: Config) -> int:
 
 
 def run_who(options: argparse.Namespace, config: Config) -> int:
-    for row in ask(config, {"do": "who", "domain": options.domain, **_times(options)}):
+    for row in ask(config, {"do": "who", "domain": options.domain, "reason": options.reason, **_times(options)}):
         print(f"{row['client']:40} {row['mac']:17} between {row['from']} and {row['to']}")
     return 0
 
@@ -183,9 +188,14 @@ def run_hold(options: argparse.Namespace, config: Config) -> int:
 
 
 def run_export(options: argparse.Namespace, config: Config) -> int:
+    if options.standard != "sqlite":
+        return cli_people.run_standard(options, config, ask, {**_filters(options), **_times(options)})
     from agent.export import write_database
 
-    count = write_database(options.to, ask(config, {"do": "query", **_filters(options), **_times(options)}))
+    cli_people.check_export(config, "sqlite")
+    count = write_database(
+        options.to, ask(config, {"do": "query", "purpose": "export", **_filters(options), **_times(options)})
+    )
     print(f"{options.to}: {count} records")
     return 0
 
@@ -277,8 +287,12 @@ def run_reload(options: argparse.Namespace, config: Config) -> int:
 
 def run_check(options: argparse.Namespace, config: Config) -> int:
     from agent import policy_source
+    from agent.legal import load_profile
+    from agent.session_desk import places_of
 
     policy_source.check(config)
+    load_profile(config)
+    places_of(config)
     print(f"{options.config}: no mistake found")
     return 0
 
@@ -298,7 +312,7 @@ def ask(config: Config, request: Mapping[str, object]) -> Iterator[Row]:
             raise NotRunningError(
                 f"{path}: the agent does not answer ({error.strerror}); is Gatehouse running?"
             ) from None
-        link.sendall(json.dumps(request).encode() + b"\n")
+        link.sendall(json.dumps({"by": _person(), **request}).encode() + b"\n")
         with link.makefile("rb") as lines:
             for line in lines:
                 answer = json.loads(line)

@@ -35,7 +35,11 @@ Handler: TypeAlias = Callable[[Request], Answer]
 class Conversation:
     """One client of the control socket. `outgoing` is what waits to be written to it."""
 
-    def __init__(self, handlers: Mapping[str, Handler], follow: Callable[[Request], Wanted]) -> None:
+    def __init__(
+        self, handlers: Mapping[str, Handler], follow: Callable[[Request], Wanted], uid: int | None = None
+    ) -> None:
+        """`uid`: of whoever is at the other end, as the kernel says."""
+        self._uid = uid
         self._handlers = handlers
         self._follow = follow
         self._incoming = bytearray()
@@ -104,6 +108,7 @@ class Conversation:
             raise ConfigError(f"request: not JSON: {error}") from None
         if not isinstance(request, dict):
             raise ConfigError("request: expected a JSON object")
+        request["uid"] = self._uid  # whatever it says of itself
         if request.get("do") == "tail":
             self.follows = self._follow(request)
             return

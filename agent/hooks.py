@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from agent import policy_source
 from agent.__main__ import read_config
@@ -12,18 +13,24 @@ from agent.clock import SystemClock
 from agent.link import Link
 from policy.config import Config
 from policy.engine import Engine
+from policy.errors import ConfigError
 from policy.verdict import Decider
+
+if TYPE_CHECKING:
+    from policy.legal import Capture
 
 
 def run(role: str, config: Config, path: str, worker: int) -> int:
     """Run one worker until it is told to stop. Returns the exit status."""
-    link = Link(event_path(config), role, worker)
+    link = Link(event_path(config), role, worker, sieve=_sieve(config))
 
     engine: Engine | None = None
 
     def decider() -> Decider:
         nonlocal engine
-        engine = policy_source.open_engine(read_config(path), engine)
+        now = read_config(path)
+        link.sieve = _sieve(now)
+        engine = policy_source.open_engine(now, engine)
         return engine
 
     if role == "dns":
@@ -50,6 +57,21 @@ def run(role: str, config: Config, path: str, worker: int) -> int:
             wall_s=_wall_clock(config),
         )
     return 0
+
+
+def _sieve(config: Config) -> Capture | None:
+    """What the legal profile leaves out already here. A mistake in it is the agent's to tell, and lets nothing out."""
+    if not config.main.legal:
+        return None
+    from agent.legal import load_profile
+    from policy.legal import NOTHING, Capture
+
+    try:
+        profile = load_profile(config)
+    except ConfigError:
+        profile = NOTHING
+    sieve = Capture(profile, at_hook=True) if profile is not None else None
+    return None if sieve is None or sieve.is_everything else sieve
 
 
 def event_path(config: Config) -> str:

@@ -9,8 +9,8 @@ a frame the ring holds. A frame that comes again, because we or the link died in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol, overload
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol, TypeAlias, overload
 
 from policy.errors import FrameError, StorageError
 from policy.event import Dns, Event, Flood, Flow, Gap, Maintenance, Nat
@@ -21,6 +21,9 @@ SILENCE_MS: Final = 2_000
 START_MS: Final = 5_000
 """A connection that has not said who it is for so long is closed."""
 MAX_PEERS: Final = 64
+
+Who: TypeAlias = tuple[bytes, bytes, str]
+"""Client address, hardware address, session."""
 
 
 class Ring(Protocol):
@@ -33,7 +36,7 @@ class Ring(Protocol):
         templates: Sequence[Dns],
         which: Sequence[int],
         at_ms: Sequence[int],
-        whos: Sequence[tuple[bytes, bytes, str]],
+        whos: Sequence[Who],
         who: Sequence[int],
         source: bytes = b"",
         seq: int = 0,
@@ -81,11 +84,25 @@ class Intake:
     """All connections of the event socket. `identify` gives what is known of an address."""
 
     def __init__(
-        self, ring: Ring, identify: Callable[[bytes], Identity], learn: Callable[[bytes, bytes], None]
+        self,
+        ring: Ring,
+        identify: Callable[[bytes], Identity],
+        learn: Callable[[bytes, bytes], None],
+        *,
+        session_of: Callable[[bytes, bytes, int], str] | None = None,
+        capture: Callable[[Sequence[Event]], Sequence[Event]] | None = None,
+        takes_all: Callable[[], bool] | None = None,
     ) -> None:
+        """`session_of`: whose an address (of a MAC) was at a time; `capture`: what may be kept of records.
+
+        `takes_all`: does `capture` give everything back as it is, now? Then look-ups in columns stay in columns.
+        """
         self._ring = ring
         self._identify = identify
         self._learn = learn
+        self._session_of = session_of
+        self._capture = capture or _everything
+        self._takes_all = takes_all or (lambda: capture is None)
         self._peers: dict[int, _Peer] = {}
         self._marks: dict[bytes, int] = dict(ring.marks())
         self._since_ms = ring.last_commit_ms
@@ -170,10 +187,12 @@ class Intake:
 
     def record(self, event: Event) -> Sequence[Event]:
         """The agent's own record."""
-        self._ring.add([event])
-        self.urgent = True
-        self.pending += 1
-        return (event,)
+        kept = self._capture((event,))
+        if kept:
+            self._ring.add(kept)
+            self.urgent = True
+            self.pending += 1
+        return kept
 
     def workers(self, now_ms: int) -> list[WorkerState]:
         """Who is connected now."""
@@ -223,12 +242,10 @@ class Intake:
         self._unacknowledged[connection, frame.stream] = frame.seq
         self.urgent = self.urgent or frame.stream == Stream.CRITICAL
         if isinstance(frame, Events):
-            events: Sequence[Event] = [self._complete(event) for event in frame.events]
+            events: Sequence[Event] = self._capture([self._complete(event) for event in frame.events])
             self._ring.add(events, source, frame.seq)
         else:
-            whos = [(client, *self._identify(client)) for client in frame.clients]
-            events = _Unfolded(frame, whos)
-            self._ring.add_folded(frame.templates, frame.which, frame.at_ms, whos, frame.who, source, frame.seq)
+            events = self._take_folded(frame, source)
         self.pending += len(events)
         self.counters["events"] += len(events)
         return events
@@ -239,10 +256,52 @@ class Intake:
             self._learn(event.client, event.mac)
         if isinstance(event, Dns | Flow | Flood):
             known = self._identify(event.client)
-            return event._replace(mac=event.mac or known.mac, session=known.session)
+            mac = event.mac or known.mac
+            return event._replace(mac=mac, session=self._session(event.client, mac, known, event.at_ms))
         if isinstance(event, Nat):
-            return event._replace(session=self._identify(event.client).session)
+            known = self._identify(event.client)
+            return event._replace(session=self._session(event.client, known.mac, known, event.at_ms))
         return event
+
+    def _session(self, address: bytes, mac: bytes, known: Identity, at_ms: int) -> str:
+        return known.session if self._session_of is None else self._session_of(address, mac, at_ms)
+
+    def _whos_of(self, frame: Folded) -> list[Who | None]:
+        """Whose the look-ups of a frame are, by client; None: he had more than one session in the time of the frame."""
+        if self._session_of is None:
+            return [(client, *self._identify(client)) for client in frame.clients]
+        first_ms, last_ms = min(frame.at_ms), max(frame.at_ms)
+        whos: list[Who | None] = []
+        for client in frame.clients:
+            mac = self._identify(client).mac
+            session = self._session_of(client, mac, first_ms)
+            whos.append((client, mac, session) if self._session_of(client, mac, last_ms) == session else None)
+        return whos
+
+    def _take_folded(self, frame: Folded, source: bytes) -> Sequence[Event]:
+        whos = self._whos_of(frame)
+        one_each = [who for who in whos if who is not None]
+        if self._takes_all() and len(one_each) == len(whos):
+            self._ring.add_folded(frame.templates, frame.which, frame.at_ms, one_each, frame.who, source, frame.seq)
+            return _Unfolded(frame, one_each)
+        events = [
+            frame.templates[which]._replace(at_ms=at_ms, client=client, mac=mac, session=session)
+            for which, at_ms, (client, mac, session) in zip(
+                frame.which, frame.at_ms, self._who_each(frame, whos), strict=True
+            )
+        ]
+        kept = self._capture(events)
+        self._ring.add(kept, source, frame.seq)
+        return kept
+
+    def _who_each(self, frame: Folded, whos: Sequence[Who | None]) -> Iterator[Who]:
+        for at_ms, place in zip(frame.at_ms, frame.who, strict=True):
+            who = whos[place]
+            if who is None:
+                client = frame.clients[place]
+                known = self._identify(client)
+                who = (client, known.mac, self._session(client, known.mac, known, at_ms))
+            yield who
 
     def _note(self, now_ms: int, action: str, what: str, result: str, detail: str = "") -> Sequence[Event]:
         return self.record(Maintenance(now_ms, "agent", action, what, "", "", result, detail))
@@ -259,7 +318,7 @@ class Intake:
 class _Unfolded(Sequence[Event]):
     """The look-ups of a frame one by one, made only if somebody wants to see them: most of the time nobody does."""
 
-    def __init__(self, frame: Folded, whos: Sequence[tuple[bytes, bytes, str]]) -> None:
+    def __init__(self, frame: Folded, whos: Sequence[Who]) -> None:
         self._frame = frame
         self._whos = whos
 
@@ -277,6 +336,10 @@ class _Unfolded(Sequence[Event]):
         client, mac, session = self._whos[frame.who[at]]
         template = frame.templates[frame.which[at]]
         return template._replace(at_ms=frame.at_ms[at], client=client, mac=mac, session=session)
+
+
+def _everything(events: Sequence[Event]) -> Sequence[Event]:
+    return events
 
 
 def _name(hello: Hello) -> str:

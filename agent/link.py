@@ -10,12 +10,28 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+import msgpack
 
 from policy.errors import FrameError
-from policy.event import Event
-from policy.frame import MAX_FRAME, Ack, Command, Fold, Hello, beat_frame, bye_frame, hello_frame, read_down
+from policy.event import Dns, Event
+from policy.frame import (
+    MAX_FRAME,
+    Ack,
+    Command,
+    Fold,
+    Hello,
+    beat_frame,
+    bye_frame,
+    event_bytes,
+    hello_frame,
+    read_down,
+)
 from policy.outbox import Outbox
+
+if TYPE_CHECKING:
+    from policy.legal import Capture
 
 RETRY_S: Final = 0.25
 """Between two attempts to connect: the agent is back within two seconds, and a refused connect costs 10 us."""
@@ -30,8 +46,15 @@ class Link:
     """A hook's connection to the agent. `counters` gives what the heartbeat should tell."""
 
     def __init__(
-        self, path: str, role: str, worker: int, counters: Callable[[], Mapping[str, int]] | None = None
+        self,
+        path: str,
+        role: str,
+        worker: int,
+        counters: Callable[[], Mapping[str, int]] | None = None,
+        sieve: Capture | None = None,
     ) -> None:
+        """`sieve`: what the legal profile lets out of this process; None: everything."""
+        self.sieve = sieve
         self.counters: Callable[[], Mapping[str, int]] = counters or dict
         self._path = path
         self._hello = Hello(role, worker, os.getpid(), os.urandom(8))
@@ -41,10 +64,17 @@ class Link:
 
     def put(self, event: Event) -> None:
         """Take one record; never blocks."""
+        if self.sieve is not None and (event := self.sieve.one(event)) is None:  # type: ignore[assignment]
+            return
         self._outbox.put(event)
 
     def put_folded(self, fold: Fold, *, are_blocks: bool = False) -> None:
         """Take many look-ups that differ in time and client only; never blocks."""
+        if self.sieve is not None and not self.sieve.passes(Dns, is_blocked=are_blocks):
+            if not self.sieve.keeps(Dns, is_blocked=are_blocks):
+                return
+            sieve = self.sieve
+            fold = fold._replace(templates=[sieved(each, sieve) for each in fold.templates])
         self._outbox.put_folded(fold, are_blocks=are_blocks)
 
     def next_timer(self) -> float:
@@ -135,6 +165,13 @@ class Link:
             self._socket = None
         self._retry_at = now_s + RETRY_S
         self._outbox.disconnected()
+
+
+def sieved(template: bytes, sieve: Capture) -> bytes:
+    """A packed template with what may leave of it."""
+    kept = sieve.one(Dns(*msgpack.unpackb(template, use_list=False)[1:]))
+    assert kept is not None, "the caller has asked whether such are kept"
+    return event_bytes(kept)
 
 
 def _boottime_ms() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 _NLMSG: Final = struct.Struct("=IHHII")  # length, type, flags, sequence, port
@@ -20,13 +20,20 @@ _NLM_F_REQUEST_DUMP: Final = 0x301
 _NLMSG_DONE: Final = 3
 _NDA_DST: Final = 1
 _NDA_LLADDR: Final = 2
-_NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # reachable, stale, delay, probe, permanent
+USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # reachable, stale, delay, probe, permanent
+REACHABLE: Final = 0x02
+"""NUD_REACHABLE: it has answered within the last half minute or so. Stale entries stay for hours."""
 _MAX_ROUNDS: Final = 256
 """Datagrams of one dump: 32 kB each, far more than gc_thresh3 lets the table grow to."""
 
 
-def parse(data: bytes) -> tuple[list[tuple[bytes, bytes]], bool]:
-    """One netlink datagram of a dump: (address, MAC) pairs, and whether the dump is complete."""
+def parse(
+    data: bytes, states: int = USABLE, interfaces: Collection[int] | None = None
+) -> tuple[list[tuple[bytes, bytes]], bool]:
+    """One netlink datagram of a dump: (address, MAC) pairs in one of `states`, and whether the dump is complete.
+
+    `interfaces`: only on these; None: on all.
+    """
     found: list[tuple[bytes, bytes]] = []
     at = 0
     while at + _NLMSG.size <= len(data):
@@ -36,24 +43,25 @@ def parse(data: bytes) -> tuple[list[tuple[bytes, bytes]], bool]:
         if kind == _NLMSG_DONE:
             return found, True
         if kind == _RTM_NEWNEIGH and length >= _NLMSG.size + _NDMSG.size:
-            _, _, state, _, _ = _NDMSG.unpack_from(data, at + _NLMSG.size)
+            _, interface, state, _, _ = _NDMSG.unpack_from(data, at + _NLMSG.size)
             attributes = dict(_attributes(data, at + _NLMSG.size + _NDMSG.size, at + length))
             address, mac = attributes.get(_NDA_DST, b""), attributes.get(_NDA_LLADDR, b"")
-            if state & _NUD_USABLE and len(address) in (4, 16) and len(mac) == 6:
+            is_wanted = state & states and (interfaces is None or interface in interfaces)
+            if is_wanted and len(address) in (4, 16) and len(mac) == 6:
                 found.append((address, mac))
         at += (length + 3) & ~3
     return found, False
 
 
-def read() -> dict[bytes, bytes]:
-    """The whole table, IPv4 and IPv6. Raises: OSError."""
+def read(states: int = USABLE, interfaces: Collection[int] | None = None) -> dict[bytes, bytes]:
+    """The whole table, IPv4 and IPv6, or what `parse` lets through of it. Raises: OSError."""
     table: dict[bytes, bytes] = {}
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as link:
         link.settimeout(1.0)
         body = _NDMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
         link.send(_NLMSG.pack(_NLMSG.size + len(body), _RTM_GETNEIGH, _NLM_F_REQUEST_DUMP, 1, 0) + body)
         for _ in range(_MAX_ROUNDS):
-            found, done = parse(link.recv(65536))
+            found, done = parse(link.recv(65536), states, interfaces)
             table.update(found)
             if done:
                 break

@@ -19,6 +19,7 @@ from agent import decider
 from agent.bundles import apply_bundle, sections_of
 from agent.compiler import compile_policy
 from policy.config import Config
+from policy.digest import sha256
 from policy.engine import Engine
 from policy.errors import ConfigError
 from policy.event import Maintenance
@@ -32,6 +33,8 @@ MAX_REPORT: Final = 1 << 20
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _RECORD: Final = "record "
 """The compiler's child prints what must go on the maintenance log behind this word, one JSON array a line."""
+_HASH: Final = "image sha256 "
+"""Before the first 16 digits of the hash of what it has made."""
 
 
 def check(config: Config) -> None:
@@ -63,6 +66,9 @@ class Keeper:
         self._again = False
         self._due_s = 0.0
         self._trouble = ""
+        self._actor = "agent"
+        self._hash = ""
+        """Of the image in force, as the last compiler told it."""
         self.report = ""
         """What the last compiler said."""
         self.change(config)
@@ -77,8 +83,12 @@ class Keeper:
         check(config)
         self._policy: Policy = load_policy(sections(config))
 
-    def compile_soon(self) -> None:
-        """Start a compiler; if one runs, another follows it, for the lists may have changed behind its back."""
+    def compile_soon(self, actor: str = "agent") -> None:
+        """Start a compiler; if one runs, another follows it, for the lists may have changed behind its back.
+
+        `actor`: who wants it, for the record.
+        """
+        self._actor = actor
         self._due_s = time.monotonic() + REFRESH_S
         if self._child is not None:
             self._again = True
@@ -106,10 +116,11 @@ class Keeper:
         self._said.close()
         records = [Maintenance(*json.loads(line.removeprefix(_RECORD))) for line in lines if line.startswith(_RECORD)]
         told = [line for line in lines if not line.startswith(_RECORD)]
-        self.report = "\n".join(told)
+        self.report = "\n".join(line for line in told if not line.startswith(_HASH))
         self._trouble = "" if status == 0 else f"policy: {told[-1] if told else f'compiler ended with {status}'}"
         result = "ok" if status == 0 else f"the old image decides: {self._trouble}"
-        records.append(Maintenance(at_ms, "agent", "policy", "image", "", "", result))
+        old, self._hash = self._hash, next((line[len(_HASH) :] for line in told if line.startswith(_HASH)), self._hash)
+        records.append(Maintenance(at_ms, self._actor, "policy", "image", old, self._hash, result))
         if self._again:
             self._again = False
             self.compile_soon()
@@ -155,8 +166,21 @@ def compile_now(config: Config) -> int:
     report = compile_policy(sections(config), policy.list_dir, policy.table)
     for record in records:
         print(_RECORD + json.dumps(record))
+    print(_HASH + image_hash(policy.table))
     print(report.text())
     failed = [f"{item.name}: {item.failure}" for item in report.lists if item.failure]
     if failed:
         print("; ".join(failed))
     return 1 if failed or report.built is None else 0
+
+
+def image_hash(path: str) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256; empty: there is none."""
+    digest = sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 18):
+                digest.update(piece)
+    except OSError:
+        return ""
+    return digest.hexdigest()[:16]

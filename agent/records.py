@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from agent import erasable
 from agent.clock import SystemClock
 from agent.control import BUSY, Answer, Request
 from policy.config import RingConfig
-from policy.errors import ConfigError
-from policy.event import TAG_OF, Event
+from policy.errors import ConfigError, StorageError
+from policy.event import TAG_OF, Dns, Event, Flow, Session
 from policy.verdict import Verdict
 from storage.clock import Quality
 from storage.filter import Filter
@@ -20,6 +21,7 @@ from storage.flood import Meter
 from storage.holds import Hold
 from storage.layout import Level
 from storage.reader import Found
+from storage.register import Register
 from storage.retention import segment_events
 from storage.rows import address, iso, row
 from storage.store import Note
@@ -36,6 +38,8 @@ class Records:
         """`tell`: puts action, object, result and actor on the maintenance log."""
         self._clock = clock
         self._tell = tell
+        self.register: Register | None = None
+        """Has the keys of sessions that can be erased."""
         self.ring = Ring(
             config.directory,
             clock,
@@ -50,19 +54,19 @@ class Records:
 
     def query(self, request: Request) -> Answer:
         """Rows that match a request, oldest first."""
-        wanted, limit, given = filter_of(request), int(_number(request, "limit", 0)), 0
+        wanted, limit, given = self.resolved(filter_of(request)), int(_number(request, "limit", 0)), 0
         for found in self.ring.query(wanted):
             if found is None:
                 yield BUSY
                 continue
-            yield {"row": as_row(found)}
+            yield {"row": as_row(self.opened(found))}
             given += 1
             if limit and given >= limit:
                 return
 
     def names(self, request: Request) -> Answer:
         """Where a client went: its names, most frequent first."""
-        for found in self.ring.names(filter_of(request)):
+        for found in self.ring.names(self.resolved(filter_of(request))):
             if found is None:
                 yield BUSY
             else:
@@ -80,6 +84,32 @@ class Records:
                 continue
             times = {"from": iso(found.from_ms or 0), "to": iso(found.to_ms or 0)}
             yield {"row": {"client": address(found.client), "mac": found.mac.hex(":"), **times}}
+
+    def resolved(self, wanted: Filter) -> Filter:
+        """With the sessions of an account or phone where the ring's own records do not tell, for they are closed."""
+        if self.register is None or not (wanted.account or wanted.phone_index) or not self.register.has_keys():
+            return wanted
+        rows = self.register.sessions_of(wanted.account, wanted.phone_index)
+        sessions = frozenset(row.session for row in rows)
+        return wanted._replace(account="", phone_index=b"", sessions=sessions) if sessions else wanted
+
+    def opened(self, found: Found) -> Found:
+        """A session's record with its fields, if they were closed and have not been erased."""
+        event = found.event
+        if self.register is None or not isinstance(event, Session) or not erasable.is_closed(event):
+            return found
+        return found._replace(event=erasable.open_closed(event, self.register.session_key(event.session)))
+
+    def last_access(self, sessions: frozenset[str], since_ms: int) -> Mapping[str, int]:
+        """When each of these sessions had its last access, in wall milliseconds."""
+        found: dict[str, int] = {}
+        try:
+            for record in self.ring.query(Filter(since_ms=since_ms, sessions=sessions)):
+                if record is not None and isinstance(record.event, Dns | Flow):
+                    found[record.event.session] = max(found.get(record.event.session, 0), record.wall_ms)
+        except StorageError:
+            pass  # then the register's word stands
+        return found
 
     def hold(self, request: Request) -> Answer:
         """Orders to keep records past their time: `action` is add, lift or list."""
@@ -100,6 +130,8 @@ class Records:
 
     def describe(self, event: Event) -> Mapping[str, object]:
         """A record that has just come in, as a row. It has no id yet: it gets one when it is committed."""
+        if self.register is not None and isinstance(event, Session) and erasable.is_closed(event):
+            event = erasable.open_closed(event, self.register.session_key(event.session))
         now = self._clock.read()
         offset_ms = now.wall_ms - now.boottime_ms
         clock = "synced" if now.synced else "unsynced"

@@ -11,23 +11,33 @@ from typing import Final
 from agent import launch, neighbours, policy_source
 from agent.__main__ import read_config
 from agent.addresses import Addresses
+from agent.audit import Audit
 from agent.clock import SystemClock
 from agent.control import BUSY, IDLE, Answer, Request
 from agent.exceptions import Exceptions
 from agent.firewall import Guard
 from agent.hooks import event_path
 from agent.intake import Intake
+from agent.legal import Gate
+from agent.notice import path_of
+from agent.notice_server import NoticeServer
+from agent.people import People
 from agent.records import Records, filter_of
 from agent.server import Server, Timer
+from agent.session_desk import Desk
 from agent.version import VERSION
+from agent.watchful import Watch, config_hash
 from policy.config import Config
 from policy.errors import GatehouseError, StorageError
-from policy.event import Gap, Maintenance
+from policy.event import Event, Gap, Maintenance
 from policy.frame import Client, Reload
+from storage.register import Register
 
 NEIGHBOURS_S: Final = 5.0
 """Between two looks at the kernel's neighbour table."""
 ALIVE_S: Final = 1.0
+NOTICE_S: Final = 10.0
+"""Between two looks at the published notice."""
 
 
 class Agent:
@@ -42,12 +52,35 @@ class Agent:
         self.started_ms = self.clock.boottime_ms()
         self.addresses = Addresses(read_neighbours)
         self.records = Records(config.ring, self.clock, self.note_of)
-        self.intake = Intake(self.records.ring, self.addresses.identify, self.addresses.learn)
+        self.gate = Gate(config)
+        self.register = open_register(config.main.state_dir)
+        self.records.register = self.register
+        self.desk = Desk(
+            config,
+            self.clock,
+            self.register,
+            record=self.put_on_record,
+            commit=self.commit,
+            keep=self.gate.one,
+            last_access=self.records.last_access,
+            is_erasable=lambda: self.gate.may_erase,
+        )
+        self.intake = Intake(
+            self.records.ring,
+            self.addresses.identify,
+            self.addresses.learn,
+            session_of=self.desk.attribute if config.session.enabled else None,
+            capture=self.gate.take,
+            takes_all=self.gate.takes_all,
+        )
         self.guard = Guard(config)
         self.policy = policy_source.Keeper(config, path)
         self.storage_trouble = ""
         self._briefed: set[tuple[str, int]] = set()
         self.life = Life(config.main.run_dir, config.main.state_dir)
+        self.watch = Watch(config.main.state_dir, path, VERSION)
+        audit = Audit(config.roles, self.note_asked, self.commit, os.getuid())
+        people = People(self.records.ring, self.register, self.desk, self.gate, self.note_asked)
         exceptions = Exceptions(config.main.state_dir, self.clock.boottime_ms, self.tell)
         self.server = Server(
             event_path=event_path(config),
@@ -56,25 +89,35 @@ class Agent:
             intake=self.intake,
             clock_ms=self.clock.boottime_ms,
             handlers={
-                "status": self.status,
-                "query": self.records.query,
-                "names": self.records.names,
-                "who": self.records.visitors,
-                "hold": self.records.hold,
-                "reload": self.reload_and_tell,
-                "override": exceptions.handle,
-                "verify": self.verify,
+                word: audit.guard(word, handler)
+                for word, handler in {
+                    "status": self.status,
+                    "query": self.records.query,
+                    "names": self.records.names,
+                    "who": self.records.visitors,
+                    "show": people.show,
+                    "erase": people.erase,
+                    "registration": people.registration,
+                    "session": self.desk.handle,
+                    "hold": self.records.hold,
+                    "reload": self.reload_and_tell,
+                    "override": exceptions.handle,
+                    "verify": self.verify,
+                }.items()
             },
             describe=self.records.describe,
-            follow=lambda request: filter_of(request).matches,
+            follow=audit.guard_follow(lambda request: filter_of(request).matches),
+            is_shared=bool(config.roles),
             flush_s=config.ring.flush_s,
             flush_events=config.ring.flush_events,
             reload=self.reload,
             timers=(
                 Timer(ALIVE_S, self.every_second),
                 Timer(NEIGHBOURS_S, self.look_around),
+                Timer(NOTICE_S, self.look_at_notice),
             ),
         )
+        self.notice = NoticeServer(self.notice_page, self.server.watch, self.server.forget)
 
     def run(self) -> None:
         """From the start record to the stop record."""
@@ -84,9 +127,17 @@ class Agent:
             self.intake.record(Gap(now_ms, "agent", -1, ended_ms, now_ms, "agent died"))
             self.note("crash", "agent", "restarted", f"last alive {now_ms - ended_ms} ms before")
         self.note("start", "agent", "ok", f"release {VERSION}")
+        for change in self.watch.begin():
+            self.note(change.action, change.object, change.result, change.detail, old=change.old, new=change.new)
+        self.tell_capture()
+        if self.config.session.enabled:
+            self.desk.open(self.server.watch)
+            self.desk.begin(was_orderly=ended_ms is None)
+        self.notice.open(self.config.notice.listen)
         self.policy.compile_soon()
         self.server.run()
         self.guard.remove()
+        self.desk.close()
         self.note("stop", "agent", "ok")
         try:
             self.records.close()
@@ -96,10 +147,24 @@ class Agent:
             return
         self.life.end()
 
-    def note(self, action: str, what: str, result: str, detail: str = "", actor: str = "agent") -> None:
+    def note(
+        self, action: str, what: str, result: str, detail: str = "", actor: str = "agent", old: str = "", new: str = ""
+    ) -> None:
         """Put something on the maintenance log."""
-        event = Maintenance(self.clock.boottime_ms(), actor, action, what, "", "", result, detail)
+        event = Maintenance(self.clock.boottime_ms(), actor, action, what, old, new, result, detail)
+        self.put_on_record(event)
+
+    def note_asked(self, action: str, what: str, result: str, detail: str, actor: str) -> None:
+        """The same for what somebody asked."""
+        self.note(action, what, result, detail, actor)
+
+    def put_on_record(self, event: Event) -> None:
+        """A record of the agent's own."""
         self.server.publish(self.intake.record(event))
+
+    def commit(self) -> None:
+        """What is on record so far is on flash. Raises: StorageError."""
+        self.server.commit_now()
 
     def note_of(self, action: str, what: str, result: str, actor: str) -> None:
         """The same for what somebody ordered."""
@@ -115,6 +180,11 @@ class Agent:
             self.storage_trouble = str(error)
         else:
             self.storage_trouble = ""
+        for change in self.watch.look(self.clock.read(), self.server.storage_error or self.storage_trouble):
+            self.note(change.action, change.object, change.result, change.detail, old=change.old, new=change.new)
+        if self.config.session.enabled:
+            self.desk.every_second()
+        self.notice.tidy()
         self.take_policy()
         self.brief_hooks(now_ms)
         alive = {worker.name for worker in self.intake.workers(now_ms) if worker.silent_ms < 1_500}
@@ -133,33 +203,68 @@ class Agent:
 
     def brief_hooks(self, now_ms: int) -> None:
         """Tell each hook what is known of the clients' addresses: all of it to a new one, else what changed."""
-        changed = self.addresses.take_changes()
+        changed = dict(self.addresses.take_changes())
+        for address in self.desk.take_changes():
+            changed.setdefault(address, self.addresses.identify(address))
         workers = {(worker.name, worker.pid) for worker in self.intake.workers(now_ms)}
         facts = self.addresses.items() if workers - self._briefed else changed.items()
         self._briefed = workers
         for address, known in facts:
             for role in ("dns", "nfq"):
-                self.server.command(role, Client(address, known.mac, "", "", ""))
+                self.server.command(role, Client(address, known.mac, self.desk.account_of(address), "", ""))
 
     def look_around(self) -> None:
         self.addresses.refresh(read_neighbours())
+        if self.config.session.enabled:
+            self.desk.look_around()
+
+    def look_at_notice(self) -> None:
+        """Nothing of anybody is captured while the notice does not say so."""
+        if self.gate.check():
+            self.tell_capture()
+
+    def tell_capture(self) -> None:
+        profile = self.gate.profile
+        if profile is not None:
+            result = "refused: " + self.gate.trouble if self.gate.trouble else "ok"
+            self.note("capture", f"profile {profile.name}", result, new=profile.sha256)
+
+    def notice_page(self) -> bytes:
+        """What is published, for the agent's own server."""
+        try:
+            with open(path_of(self.config), "rb") as file:
+                return file.read(1 << 18)
+        except OSError:
+            return b""
 
     def reload(self) -> None:
         """SIGHUP: read configuration and lists again; a mistake leaves everything as it was."""
         try:
-            self.policy.change(read_config(self.path))
+            self.take_config("signal")
         except GatehouseError as error:
             print(f"agent: reload: {error}", file=sys.stderr, flush=True)
-            self.note("config", "configuration", f"refused: {error}")
-            return
-        self.note("config", "configuration", "read again")
-        self.policy.compile_soon()
+            self.note("config", "configuration", f"refused: {error}", actor="signal")
+
+    def take_config(self, actor: str) -> None:
+        """Read the configuration again. Raises: GatehouseError, and then the old one goes on."""
+        config = read_config(self.path)
+        self.policy.change(config)
+        self.desk.change(config)
+        self.gate.change(config)
+        self.config = config
+        old, new = self.watch.take_config(config_hash(self.path))
+        self.note("config", "configuration", "read again", actor=actor, old=old, new=new)
+        self.tell_capture()
+        self.policy.compile_soon(actor)
 
     def reload_and_tell(self, request: Request) -> Answer:
         """The same for a person, who is told how it went."""
-        self.policy.change(read_config(self.path))
-        self.note("config", "configuration", "read again", actor="operator")
-        self.policy.compile_soon()
+        actor = str(request.get("by") or "operator")
+        try:
+            self.take_config(actor)
+        except GatehouseError as error:
+            self.note("config", "configuration", f"refused: {error}", actor=actor)
+            raise
         while self.policy.is_busy:
             yield IDLE
             self.take_policy()
@@ -181,6 +286,7 @@ class Agent:
         troubles = [f"{name} is not there" for name in sorted(wanted - workers.keys())]
         troubles += self.guard.troubles()
         troubles += self.policy.troubles()
+        troubles += filter(None, [self.gate.trouble, self.notice.trouble, *self.desk.troubles()])
         ring = self.records.status()
         troubles += filter(None, {self.server.storage_error, self.storage_trouble, str(ring["trouble"])})
         if ring.get("at_risk"):
@@ -199,6 +305,8 @@ class Agent:
                     for name, worker in workers.items()
                 },
                 "intake": dict(self.intake.counters),
+                "legal": self.gate.describe(),
+                "sessions": {"open": len(self.desk.sessions), **self.desk.sessions.counters, **self.desk.counters},
                 "policy": self.policy.describe(),
                 "rules": self.guard.describe(),
                 "ring": ring,
@@ -251,6 +359,15 @@ class Life:
                 os.unlink(path)
             except OSError:
                 pass
+
+
+def open_register(state_dir: str) -> Register:
+    """The register; in memory where its flash takes nothing, which must not keep the venue from its internet."""
+    try:
+        return Register(state_dir)
+    except StorageError as error:
+        print(f"agent: register: {error}", file=sys.stderr, flush=True)
+        return Register("")
 
 
 def read_neighbours() -> Mapping[bytes, bytes]:

@@ -68,7 +68,9 @@ class Server:
         flush_events: int,
         reload: Callable[[], None],
         timers: Sequence[Timer] = (),
+        is_shared: bool = False,
     ) -> None:
+        """`is_shared`: users besides our own may ask; who they are decides what."""
         self._ring = ring
         self._intake = intake
         self._clock_ms = clock_ms
@@ -89,6 +91,9 @@ class Server:
         self._due = [time.monotonic()] * len(self._timers)
         self._events = _listen(event_path, socket.SOCK_SEQPACKET)
         self._control = _listen(control_path, socket.SOCK_STREAM)
+        if is_shared:
+            os.chmod(os.path.dirname(control_path), 0o711)
+            os.chmod(control_path, 0o666)
         self._paths = (event_path, control_path)
         self._selector.register(self._events, selectors.EVENT_READ, self._accept_hook)
         self._selector.register(self._control, selectors.EVENT_READ, self._accept_conversation)
@@ -97,6 +102,20 @@ class Server:
     def storage_error(self) -> str:
         """Why the last commit failed; empty: it did not."""
         return self._storage_error
+
+    def watch(self, end: socket.socket | int, read: Callable[[], None]) -> None:
+        """Call `read` whenever something can be read there."""
+        self._selector.register(end, selectors.EVENT_READ, lambda _: read())
+
+    def forget(self, end: socket.socket | int) -> None:
+        """No longer watch it."""
+        self._selector.unregister(end)
+
+    def commit_now(self) -> None:
+        """Have everything added so far on flash before something else happens. Raises: StorageError."""
+        self._commit()
+        if self._storage_error:
+            raise StorageError(self._storage_error)
 
     def run(self) -> None:
         """Serve until told to stop; then take in what the hooks still send, commit, and close."""
@@ -242,7 +261,8 @@ class Server:
             client.close()
             return
         client.setblocking(False)
-        self._conversations[client.fileno()] = (client, Conversation(self._handlers, self._follow))
+        _, uid, _ = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        self._conversations[client.fileno()] = (client, Conversation(self._handlers, self._follow, uid))
         self._selector.register(client, selectors.EVENT_READ, self._read_conversation)
 
     def _read_conversation(self, client: socket.socket) -> None:

@@ -104,6 +104,17 @@ def open_manifest(octets: bytes, signature: bytes, keys: Mapping[str, PublicKey]
     return _read_manifest(octets, number.hex())
 
 
+def check_signature(octets: bytes, signature: bytes, keys: Mapping[str, PublicKey], verify: Verify) -> str:
+    """Who signed these octets: a fingerprint of `keys`. Raises: BundleError if none of them did."""
+    number, proof = _read_signed(signature, 64, "signature")
+    key = keys.get(number.hex())
+    if key is None:
+        raise BundleError(f"signed by key {number.hex()}, which is not trusted here")
+    if not verify(key.key, octets, proof):
+        raise BundleError(f"the signature by key {number.hex()} does not hold")
+    return number.hex()
+
+
 def read_public_key(text: bytes) -> PublicKey:
     """A public key file of usign or signify.
 

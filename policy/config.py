@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from policy.errors import ConfigError
+from policy.people import SECTIONS as PEOPLE_SECTIONS
+from policy.people import NoticeConfig, RadiusClient, Role, Room, SessionConfig, VenueConfig, check_codes, read_people
 from policy.uci import Section, parse
 
 POLICY_SECTIONS: Final = frozenset(
@@ -151,7 +154,11 @@ class MainConfig(NamedTuple):
     firewall: str = "auto"
     """`nft`, `iptables`, `auto` (whichever the kernel can do) or `none` (somebody else sets the rules)."""
     venue: str = ""
+    """Code of 14 characters that the supervising side gave; empty: none."""
     device: str = ""
+    """21 characters: nine of the vendor's, twelve of the MAC."""
+    legal: str = ""
+    """Legal profile: what may be recorded at all. Empty: none was chosen, everything that is seen is recorded."""
     timezone: str = ""
     """POSIX or IANA name; empty: the system's."""
     clock: str = "kernel"
@@ -241,6 +248,12 @@ class Config(NamedTuple):
     ring: RingConfig
     policy: tuple[Section, ...]
     """Sections for `policy.rules`, unread."""
+    session: SessionConfig = SessionConfig()
+    notice: NoticeConfig = NoticeConfig()
+    venue: VenueConfig = VenueConfig()
+    radius: tuple[RadiusClient, ...] = ()
+    rooms: tuple[Room, ...] = ()
+    roles: tuple[Role, ...] = ()
 
 
 def load(text: str, place: str = "gatehouse") -> Config:
@@ -251,11 +264,14 @@ def load(text: str, place: str = "gatehouse") -> Config:
     sections = parse(text, place)
     single: dict[str, Section] = {}
     policy: list[Section] = []
+    many: list[Section] = []
     for section in sections:
         if section.type in POLICY_SECTIONS:
             policy.append(section)
+        elif section.type in PEOPLE_SECTIONS:
+            many.append(section)
         elif section.type not in _SINGLE:
-            known = sorted(POLICY_SECTIONS | _SINGLE)
+            known = sorted(POLICY_SECTIONS | PEOPLE_SECTIONS | _SINGLE)
             near = difflib.get_close_matches(section.type, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
             raise ConfigError(f"{place}:{section.line}: unknown section type {section.type!r}{hint}")
@@ -266,12 +282,15 @@ def load(text: str, place: str = "gatehouse") -> Config:
             )
         else:
             single[section.type] = section
+    session, notice, venue = (_options(single, kind) for kind in ("session", "notice", "venue"))
+    people = read_people(session, notice, venue, many, Options)
     return Config(
         main=_main(_options(single, "gatehouse")),
         dns=_dns(_options(single, "dns")),
         nfq=_nfq(_options(single, "nfq")),
         ring=_ring(_options(single, "ring")),
         policy=tuple(policy),
+        **people._asdict(),
     )
 
 
@@ -290,10 +309,14 @@ def _main(options: Options) -> MainConfig:
         firewall=options.choice("firewall", base.firewall, ("auto", "nft", "iptables", "none")),
         venue=options.text("venue", base.venue),
         device=options.text("device", base.device),
+        legal=options.text("legal", base.legal),
         timezone=options.text("timezone", base.timezone),
         clock=options.choice("clock", base.clock, ("kernel", "trusted")),
     )
     options.finish()
+    check_codes(options, main.venue, main.device)
+    if not re.fullmatch(r"[A-Za-z0-9_-]{0,64}", main.legal):
+        raise ConfigError(f"{options.place('legal')}: expected the name of a legal profile, got {main.legal!r}")
     if not main.lan:
         raise ConfigError(f"{options.place('lan')}: expected at least one interface of the venue's clients")
     for index, name in enumerate(main.lan):
@@ -410,4 +433,4 @@ def _ring(options: Options) -> RingConfig:
     return ring
 
 
-_SINGLE: Final = frozenset({"gatehouse", "dns", "nfq", "ring"})
+_SINGLE: Final = frozenset({"gatehouse", "dns", "nfq", "ring", "session", "notice", "venue"})

@@ -27,6 +27,14 @@ class FrameError(PeerError):
     """A frame between two of our own processes is malformed or of another version."""
 
 
+class HookError(PeerError):
+    """What a script of dnsmasq, openNDS or hostapd told of a session makes no sense."""
+
+
+class RadiusError(PeerError):
+    """A RADIUS accounting request is malformed, or not from whom it claims to be (RFC 2866)."""
+
+
 class ListError(PeerError):
     """A downloaded list cannot be used: empty, truncated, HTML, or far larger than announced."""
 
@@ -37,6 +45,10 @@ class BundleError(PeerError):
 
 class ConfigError(GatehouseError):
     """The configuration, or a word on the command line, is wrong; says where, what, and the mend."""
+
+
+class DeniedError(GatehouseError):
+    """Whoever asks may not; that he asked is on record."""
 
 
 class ImageError(GatehouseError):

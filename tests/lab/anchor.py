@@ -21,6 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = {"pupil1": 11, "pupil2": 12, "teacher": 21}
+GUEST = "02:00:00:00:00:31"
+"""A device without an address: it asks for one by DHCP (`lab.run("guest", ...)`)."""
+HOOKS = ROOT / "packaging/openwrt/gatehouse/files/usr/libexec/gatehouse"
 ZONES = ("example.org", "example.net", "example.com", "casino.example", "adult.example", "news.example")
 DNS4, DNS6 = "198.51.100.10", "2001:db8:100::10"
 WEB = [20, 21, 22]
@@ -40,7 +43,7 @@ def inside(namespace: str, command: str) -> None:
 def build_network() -> None:
     sh("mount -t tmpfs none /run")
     Path("/run/netns").mkdir()
-    for namespace in ("router", "internet", *CLIENTS):
+    for namespace in ("router", "internet", "guest", *CLIENTS):
         sh(f"ip netns add {namespace}")
         inside(namespace, "ip link set lo up")
         # No waiting for duplicate address detection: the lab has no duplicates, and tests count seconds.
@@ -61,6 +64,9 @@ def build_network() -> None:
         inside(name, "ip link set eth0 up")
         inside(name, "ip route add default via 10.20.0.1")
         inside(name, "ip -6 route add default via 2001:db8:20::1")
+    sh(f"ip link add eth0 netns guest address {GUEST} type veth peer name lan-guest netns router")
+    inside("router", "ip link set lan-guest master br-lan up")
+    inside("guest", "ip link set eth0 up")
     sh("ip link add wan0 netns router type veth peer name eth0 netns internet")
     inside("router", "ip addr add 198.51.100.2/24 dev wan0")
     inside("router", "ip -6 addr add 2001:db8:100::2/64 dev wan0 nodad")
@@ -88,7 +94,9 @@ def zone_file(zone: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def start(name: str, namespace: str, command: list[str], directory: Path) -> subprocess.Popen[bytes]:
+def start(
+    name: str, namespace: str, command: list[str], directory: Path, env: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """One server, its output in log/NAME."""
     with (directory / "log" / name).open("ab") as log:
         return subprocess.Popen(
@@ -97,6 +105,7 @@ def start(name: str, namespace: str, command: list[str], directory: Path) -> sub
             stderr=log,
             stdin=subprocess.DEVNULL,
             cwd=directory,
+            env={**os.environ, **(env or {})},
         )
 
 
@@ -142,11 +151,30 @@ def start_router(directory: Path) -> subprocess.Popen[bytes] | None:
     # --no-daemon also means: keep the user. In a user namespace there is no other user to become.
     dnsmasq = ["dnsmasq", "--no-daemon", "--no-resolv", "--no-hosts", "--conf-file=/dev/null"]
     dnsmasq += [f"--server={DNS4}", "--cache-size=1000", "--pid-file=", "--bind-interfaces", "--interface=br-lan,lo"]
+    # A lease's news comes by the script that the package installs, at the place where this lab's agent listens.
+    script = directory / "dhcp-script"
+    script.write_text(f'#!/bin/sh\nGATEHOUSE_SESSIONS={directory}/run/sessions exec {HOOKS}/dhcp-event "$@"\n')
+    script.chmod(0o755)
+    dnsmasq += ["--dhcp-range=10.20.0.100,10.20.0.199,2m", f"--dhcp-leasefile={directory}/dhcp.leases"]
+    dnsmasq += [f"--dhcp-script={script}", "--dhcp-authoritative"]
     start("dnsmasq", "router", dnsmasq, directory)
     if not (directory / "gatehouse.conf").exists():
         return None
     command = [sys.executable, "-I", str(ROOT), "launch", "--config", f"{directory}/gatehouse.conf"]
-    return start("gatehouse", "router", command, directory)
+    return start("gatehouse", "router", command, directory, false_time(directory))
+
+
+def false_time(directory: Path) -> dict[str, str]:
+    """Where a test wants this router's wall clock to step: by what the file `faketime` says. The machine's stays."""
+    if not (directory / "faketime").exists():
+        return {}
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(directory / "faketime"),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
 
 
 def main() -> None:
@@ -156,6 +184,11 @@ def main() -> None:
     # Clients find the router's resolver as they would by DHCP.
     (directory / "resolv.conf").write_text("nameserver 10.20.0.1\noptions timeout:2 attempts:3\n")
     sh(f"mount --bind {directory}/resolv.conf /etc/resolv.conf")
+    if (directory / "boot_id").exists():  # so that a test can boot this router anew
+        sh(f"mount --bind {directory}/boot_id /proc/sys/kernel/random/boot_id")
+    if (directory / "small-ring").exists():  # so that a test can fill its storage
+        (directory / "ring").mkdir(exist_ok=True)
+        sh(f"mount -t tmpfs -o size=6m none {directory}/ring")
     start_internet(directory)
     launcher = start_router(directory)
     stopping = False

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,6 +43,9 @@ config nfq 'nfq'
 config ring 'ring'
 \toption directory '{directory}/ring'
 \toption flush '{flush}'
+
+config session 'session'
+\toption leases '{directory}/dhcp.leases'
 
 config policy 'policy'
 \toption table '{directory}/state/policy.gp'
@@ -90,6 +93,8 @@ class Lab:
         lists: dict[str, str] | None = None,
         extra: str = "",
         agent: bool = True,
+        main: str = "",
+        prepare: Callable[[Path], None] | None = None,
     ) -> "Lab":
         """Build the venue in `directory` (kept: logs, ring, state) and wait until it answers."""
         directory = directory.resolve()
@@ -100,7 +105,9 @@ class Lab:
             (directory / "lists" / name).write_text(text)
         if agent:
             text = CONFIG.format(directory=directory, on_failure=on_failure, flush=flush, binding=binding)
-            (directory / "gatehouse.conf").write_text(text + extra)
+            (directory / "gatehouse.conf").write_text(text.replace("\toption clock", main + "\toption clock") + extra)
+        if prepare is not None:
+            prepare(directory)
         rootless = os.geteuid() != 0
         command = ["unshare", "--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
         if rootless:

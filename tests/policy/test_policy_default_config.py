@@ -10,7 +10,7 @@ from policy.config import Options, load
 from policy.rules import load_policy
 
 SHIPPED = Path(__file__).resolve().parents[2] / "packaging/openwrt/gatehouse/files/etc/config/gatehouse"
-EXAMPLES = {"upstream_tls", "rebind_domain", "page"}
+EXAMPLES = {"upstream_tls", "rebind_domain", "page", "listen"}
 """Lists that are empty by default; the file shows what one looks like."""
 
 
@@ -27,7 +27,7 @@ def test_with_everything_uncommented_it_loads_and_is_the_default() -> None:
         line for line in uncommented().splitlines() if not any(f"list {word} " in line for word in EXAMPLES)
     )
     loaded, plain = load(text), load("")
-    assert loaded._replace(policy=()) == plain
+    assert loaded._replace(policy=(), radius=(), rooms=(), roles=()) == plain
     assert {item.name for item in load_policy(loaded.policy).lists} == {"gambling"}
 
 
@@ -41,7 +41,7 @@ def test_every_option_that_is_read_stands_in_it(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(config.Options, "finish", spy)
     load("")
-    for section in ("gatehouse", "dns", "nfq", "ring"):
+    for section in ("gatehouse", "dns", "nfq", "ring", "session", "notice", "venue"):
         part = re.split(r"(?m)^config ", uncommented())
         (text,) = [item for item in part if item.startswith(f"{section} ")]
         assert set(re.findall(r"(?m)^\t(?:option|list) (\w+) ", text)) == known[section]

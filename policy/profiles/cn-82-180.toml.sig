@@ -1,0 +1,2 @@
+untrusted comment: signed by key 44da67a51e60f161
+RWRE2melHmDxYQkWFm6p+hMqP2uAZt1p27AgRq6HLwOP4/O2e0RtCVYpe1OsKaUcxGw07BOqFyj5i6tz77OejjK/S/KlE68K6QY=

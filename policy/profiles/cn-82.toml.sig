@@ -1,0 +1,2 @@
+untrusted comment: signed by key 44da67a51e60f161
+RWRE2melHmDxYV9ZJFuJsY4JCYXrK9VLwbcxjoxHOtkyejYS6xcpz7L1YLMP+jpN/8t/7Ex6tFthEPfePc37Vn+2Mhkf1YoqNgc=

@@ -1,0 +1,2 @@
+untrusted comment: signed by key 44da67a51e60f161
+RWRE2melHmDxYcmxOSeFMDtgEcFZ8o1xqiKAarRytZxIMi8kf6CaokSkriWcDysC9pWL/aBUfREKpro1Yg4CooiD151CVABJ4QE=

@@ -1,0 +1,2 @@
+untrusted comment: signed by key 44da67a51e60f161
+RWRE2melHmDxYYP8HmGy9fI89dKatg7w030WV45BeE7G1gnJOcv+ls5mjUR+lLU6l7Lx8UrmJEZPfCZU5YEo9fL7qBmZ9Jr5dAU=

@@ -1,0 +1,2 @@
+untrusted comment: signed by key 44da67a51e60f161
+RWRE2melHmDxYX4k3LM5eF4znHhwZZnvrJwwgKPU6g/1KHp6DQlQ3KJor0Arr8b2EGv/rrqEYUfmMVZIdJRBpLm7NFntW6t6tgc=
