@@ -13,8 +13,9 @@ from typing import Final, NamedTuple
 
 from nfq.hook import Mark
 
-INSPECTED: Final = 12
-"""Packets of the original direction that may come up while a flow is undecided."""
+INSPECTED: Final = 64
+"""Packets of the original direction within which a flow may come up. The hook decides within 12 packets with data; this
+only keeps a flow whose mark somebody else overwrites from coming up for ever. With `closed` there is no such limit."""
 SMALLEST: Final = 120
 """Octets of an IP packet that can be the first half of a hello; the last part of a write carries PSH and any length."""
 LEASE_S: Final = 5
@@ -49,7 +50,9 @@ CHAINS: Final = (
     ("mangle", "GH-FIRST"),
     ("mangle", "GH-LEASE"),
     ("filter", "GH-VERDICT"),
+    ("filter", "GH-PAGE"),
     ("filter", "GH-BLOCKED"),
+    ("raw", "GH-INJECTED"),
 )
 """iptables: (table, our chain)."""
 JUMPS: Final = (
@@ -57,13 +60,14 @@ JUMPS: Final = (
     ("mangle", "FORWARD", "GH-QUEUE"),
     ("mangle", "OUTPUT", "GH-LEASE"),
     ("filter", "FORWARD", "GH-VERDICT"),
+    ("raw", "OUTPUT", "GH-INJECTED"),
 )
 """iptables: (table, built-in chain, our chain); each jump stands first in its chain."""
 
 
 def iptables(plan: Plan, family: int) -> str:
     """Input for `iptables-restore --noflush` (family 4) or `ip6tables-restore --noflush` (6): fills our chains."""
-    block = plan.mark(Mark.BLOCK)
+    block, page = plan.mark(Mark.BLOCK), plan.mark(Mark.PAGE)
     mask = f"{plan.mask:#x}"
     queue = f"-j NFQUEUE --queue-balance {plan.queue_first}:{plan.queue_first + plan.queues - 1}"
     if plan.queues == 1:
@@ -92,7 +96,7 @@ def iptables(plan: Plan, family: int) -> str:
     if not plan.closed:
         lines.append(f"-A GH-LEASE -o lo -p udp --dport {LEASE_PORT} {recent} --set -j DROP")
     lines += [
-        f"-A GH-FIRST -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN",
+        *([] if plan.closed else [f"-A GH-FIRST -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN"]),
         "-A GH-FIRST -m conntrack --ctdir REPLY -j RETURN",
         f"-A GH-FIRST -p udp {queue}",
         f"-A GH-FIRST -p tcp --tcp-flags PSH PSH {queue}",
@@ -101,8 +105,10 @@ def iptables(plan: Plan, family: int) -> str:
         "*filter",
         ":GH-VERDICT - [0:0]",
         ":GH-BLOCKED - [0:0]",
+        ":GH-PAGE - [0:0]",
         f"-A GH-VERDICT -m mark ! --mark 0/{mask} -m connmark --mark 0/{mask} {save}",
         f"-A GH-VERDICT -m connmark --mark {block} -j GH-BLOCKED",
+        f"-A GH-VERDICT -m connmark --mark {page} -j GH-PAGE",
     ]
     for lan in plan.lan:
         lines += [
@@ -112,6 +118,14 @@ def iptables(plan: Plan, family: int) -> str:
     lines += [
         "-A GH-BLOCKED -p tcp -j REJECT --reject-with tcp-reset",
         f"-A GH-BLOCKED -j REJECT --reject-with {unreachable}",
+        # The request itself, and bare acknowledgements of the page: the server's reset in answer would destroy it.
+        f"-A GH-PAGE -m mark --mark {page} -j DROP",
+        "-A GH-PAGE -p tcp --tcp-flags FIN,SYN,PSH NONE -j DROP",
+        "-A GH-PAGE -j GH-BLOCKED",
+        "COMMIT",
+        "*raw",
+        ":GH-INJECTED - [0:0]",
+        f"-A GH-INJECTED -m mark --mark {plan.mark(Mark.INJECTED)} -j NOTRACK",
         "COMMIT",
     ]
     return "\n".join(lines) + "\n"
@@ -120,7 +134,8 @@ def iptables(plan: Plan, family: int) -> str:
 def nft(plan: Plan) -> str:
     """Input for `nft -f`: our own table, replaced as a whole in one transaction. fw4 flushes only `table inet fw4`."""
     lowest = plan.mask & -plan.mask
-    allow, block, keep = int(Mark.ALLOW) * lowest, int(Mark.BLOCK) * lowest, 0xFFFFFFFF ^ plan.mask
+    allow, block, page, injected = (int(mark) * lowest for mark in (Mark.ALLOW, Mark.BLOCK, Mark.PAGE, Mark.INJECTED))
+    keep = 0xFFFFFFFF ^ plan.mask
     lan = "{ " + ", ".join(f'"{name}"' for name in plan.lan) + " }"
     last = plan.queue_first + plan.queues - 1
     queues = str(plan.queue_first) if plan.queues == 1 else f"{plan.queue_first}-{last}"
@@ -138,7 +153,7 @@ def nft(plan: Plan) -> str:
             f"  iifname != {lan} return",
             f"  ct mark & {plan.mask:#x} != 0 return",
             "  ct direction reply return",
-            f"  ct original packets > {INSPECTED} return",
+            *([] if plan.closed else [f"  ct original packets > {INSPECTED} return"]),
             f"  meta l4proto udp {queue}",
             f"  tcp flags & psh == psh {queue}",
             f"  meta l4proto tcp meta length >= {SMALLEST} {queue}",
@@ -147,16 +162,26 @@ def nft(plan: Plan) -> str:
     # One line for each value: an OR of two registers needs a very new kernel.
     lines += [
         f"  ct mark & {plan.mask:#x} == 0 meta mark & {plan.mask:#x} == {mark:#x} ct mark set ct mark & {keep:#x} | {mark:#x}"  # noqa: E501
-        for mark in (allow, block)
+        for mark in (allow, block, page)
     ]
     lines += [
         f"  ct mark & {plan.mask:#x} == {block:#x} goto blocked",
+        f"  ct mark & {plan.mask:#x} == {page:#x} goto page",
         f"  iifname {lan} tcp dport 853 reject with tcp reset",
         f"  iifname {lan} udp dport 853 reject with icmpx type port-unreachable",
         " }",
         " chain blocked {",
         "  meta l4proto tcp reject with tcp reset",
         "  reject with icmpx type port-unreachable",
+        " }",
+        " chain page {",
+        f"  meta mark & {plan.mask:#x} == {page:#x} drop",
+        "  tcp flags & (fin | syn | psh) == 0x0 drop",
+        "  goto blocked",
+        " }",
+        " chain injected {",
+        "  type filter hook output priority raw; policy accept;",
+        f"  meta mark & {plan.mask:#x} == {injected:#x} notrack",
         " }",
         "}",
     ]

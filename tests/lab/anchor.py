@@ -119,6 +119,9 @@ def start_internet(directory: Path) -> None:
     make_certificate(directory)
     site = str(Path(__file__).with_name("site.py"))
     start("site", "internet", [sys.executable, "-I", site, f"{directory}/site.crt", f"{directory}/site.key"], directory)
+    if (directory / "quic").exists():
+        words = [str(Path(__file__).with_name("quic_site.py")), f"{directory}/site.crt", f"{directory}/site.key"]
+        start("quic", "internet", [sys.executable, "-I", *words], directory)
 
 
 def make_certificate(directory: Path) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq import http, tls
-from nfq.flow import MAX_OCTETS, MAX_PACKETS, MAX_PENDING, PENDING_S, Flows, Stream
+from nfq.flow import MAX_HELD, MAX_OCTETS, MAX_PENDING, NEAR, PENDING_S, Flows, Pending, Stream
 from nfq.hook import look
-from nfq.packet import ACK, PSH, SYN, TCP, UDP, parse
+from nfq.packet import ACK, PSH, TCP, UDP, ends_of, parse
 from nfq.reset import reset_segment
 from policy.errors import PacketError
 from policy.event import Blind, Seen
@@ -77,7 +77,7 @@ def test_split_in_two_at_every_octet_in_both_orders(hello: bytes) -> None:
     for cut in range(1, len(hello)):
         for order in ((0, 1), (1, 0)):
             pieces = ((1000, hello[:cut]), (1000 + cut, hello[cut:]))
-            stream = Stream(pieces[order[0]][0], 0.0)
+            stream = Stream(pieces[order[0]][0])
             for place in order:
                 stream.add(*pieces[place])
             sight = look(stream)
@@ -92,7 +92,7 @@ def test_three_segments_in_all_orders_with_a_retransmission() -> None:
             ((0xFFFFFFF0 + offset) & 0xFFFFFFFF if at else offset, part) for at, (offset, part) in enumerate(pieces)
         ]
         for order in itertools.permutations(range(3)):
-            stream = Stream(pieces[order[0]][0], 0.0)
+            stream = Stream(pieces[order[0]][0])
             for place in (*order[:2], order[0], order[2]):
                 stream.add(*pieces[place])
             sight = look(stream)
@@ -101,7 +101,7 @@ def test_three_segments_in_all_orders_with_a_retransmission() -> None:
 
 
 def test_overlapping_segments_that_disagree_are_ambiguous() -> None:
-    stream = Stream(0, 0.0)
+    stream = Stream(0)
     stream.add(0, HELLO[:200])
     stream.add(100, b"X" * 50 + HELLO[150:])
     sight = look(stream)
@@ -110,7 +110,7 @@ def test_overlapping_segments_that_disagree_are_ambiguous() -> None:
 
 
 def test_overlapping_segments_that_agree_are_one() -> None:
-    stream = Stream(0, 0.0)
+    stream = Stream(0)
     stream.add(0, HELLO[:200])
     stream.add(100, HELLO[100:])
     sight = look(stream)
@@ -153,7 +153,7 @@ def test_any_octets_are_answered_by_each_parser(data: bytes, at: int) -> None:
     for seed in (b"", HELLO[:at], REQUEST[:at]):
         for parser in (tls.parse, http.parse):
             parser(seed + data)
-        stream = Stream(5, 0.0)
+        stream = Stream(5)
         stream.add(5, seed)
         stream.add(5 + len(seed), data)
         look(stream)
@@ -186,6 +186,9 @@ def test_headers() -> None:
     packet = parse(ipv4(b"data"))
     assert (packet.sport, packet.dport, packet.seq, packet.ack, packet.payload) == (40000, 443, 7, 9, b"data")
     assert parse(ipv4(b"data", UDP)).payload == b"data"
+    for data in (ipv4(b"data"), ipv4(b"data", UDP), ipv6(b"data")):
+        packet = parse(data)
+        assert ends_of(packet.key) == (packet.src, packet.dst, packet.sport, packet.dport, packet.protocol)
     assert parse(ipv4(b"data") + b"ethernet padding").payload == b"data"
     assert parse(ipv6(b"data")).payload == b"data"
     hop_by_hop = bytes((TCP, 0)) + bytes(6)
@@ -229,11 +232,11 @@ def test_a_reset_is_a_packet_of_the_same_flow_with_a_right_checksum(data: bytes)
 
 
 def test_a_stream_is_bounded_whatever_comes() -> None:
-    stream = Stream(0, 0.0)
-    for number in range(MAX_PACKETS - 1):
+    stream = Stream(0)
+    for number in range(20):
         stream.add(number * 4000, bytes(4000))
-    assert stream.is_full
-    stream = Stream(0, 0.0)
+    assert stream.size <= MAX_OCTETS
+    stream = Stream(0)
     stream.add(0xFFFFFFFF - MAX_OCTETS * 2, b"far before")
     stream.add(MAX_OCTETS * 2, b"far behind")
     assert stream.data() == b""
@@ -242,7 +245,7 @@ def test_a_stream_is_bounded_whatever_comes() -> None:
 def test_half_open_flows_are_bounded_and_expire() -> None:
     flows = Flows()
     for number in range(MAX_PENDING + 10):
-        flows.stream((b"a", b"b", number, 443, TCP), 0, 0.0)
+        flows.begin(number.to_bytes(12, "big"), Pending(0.0, b"", Stream(0), None))
     assert len(flows.expire(1.0)) == 10
     assert len(flows) == MAX_PENDING
     assert len(flows.expire(PENDING_S + 1)) == MAX_PENDING
@@ -251,9 +254,31 @@ def test_half_open_flows_are_bounded_and_expire() -> None:
 
 def test_a_new_syn_forgets_the_verdict_of_an_earlier_flow_with_the_same_ports() -> None:
     flows = Flows()
-    key = (b"a", b"b", 1, 443, TCP)
-    flows.decide(key, 2)
-    assert flows.find_mark(key) == 2
+    key = bytes(12)
+    flows.decide(key, 2, 1000)
+    assert flows.find_mark(key, 1400) == 2
+    assert flows.find_mark(key, 900) == 2
+    assert flows.find_mark(key, 1000 + 2 * NEAR) == 0  # the SYN never comes up: its numbers tell it
     flows.forget(key)
-    assert flows.find_mark(key) is None
-    assert SYN == 2
+    assert flows.find_mark(key, 1400) == 0
+
+
+def test_the_octets_of_half_open_flows_are_bounded_all_together() -> None:
+    flows = Flows()
+    for number in range(1000):
+        pending = Pending(0.0, b"", Stream(0), None)
+        flows.begin(number.to_bytes(12, "big"), pending)
+        pending.stream.add(0, bytes(MAX_OCTETS))  # type: ignore[union-attr]
+        flows.grew(MAX_OCTETS)
+        if flows.is_crowded:
+            flows.expire(1.0)
+    assert flows.held == sum(pending.size for pending in flows.pending.values()) <= MAX_HELD
+
+
+def test_what_still_comes_of_a_flow_that_was_given_up_gets_its_mark() -> None:
+    flows = Flows()
+    flows.begin(bytes(12), Pending(0.0, b"", Stream(1000), None))
+    ((key, pending),) = flows.expire(PENDING_S + 1)
+    flows.give_up(key, pending, 2)
+    flows.expire(PENDING_S + 20)
+    assert flows.find_mark(key, 1100) == 2

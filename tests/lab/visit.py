@@ -1,0 +1,57 @@
+"""One visit from a client of the lab. `python visit.py KIND ADDRESS NAME [CA]`: prints `ok` or what went wrong, and ms.
+
+KIND: `tls` (Python's ssl), `quic1`, `quic2` (aioquic, HTTP/3), `vpn` (a WireGuard initiation), `dtls` (a first record).
+"""
+
+import asyncio
+import socket
+import ssl
+import sys
+import time
+
+
+def tls(address: str, name: str, ca: str) -> str:
+    context = ssl.create_default_context(cafile=ca)
+    with socket.create_connection((address, 443), timeout=3) as link, context.wrap_socket(link, server_hostname=name) as s:
+        s.sendall(f"GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
+        return "ok" if b"you asked" in s.recv(4096) + s.recv(4096) else "nothing"
+
+
+async def quic(address: str, name: str, ca: str, version: int) -> str:
+    from aioquic.asyncio.client import connect
+    from aioquic.h3.connection import H3_ALPN
+    from aioquic.quic.configuration import QuicConfiguration
+
+    configuration = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, server_name=name, idle_timeout=3)
+    configuration.original_version = version
+    configuration.supported_versions = [version]
+    configuration.load_verify_locations(ca)
+    async with asyncio.timeout(3):
+        async with connect(address, 443, configuration=configuration) as protocol:
+            await protocol.ping()
+            return "ok"
+
+
+def udp(address: str, first: bytes) -> str:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as link:
+        link.sendto(first, (address, 51820))
+    return "ok"
+
+
+def main() -> None:
+    kind, address, name, ca = [*sys.argv[1:], ""][:4]
+    begin = time.monotonic()
+    try:
+        if kind == "tls":
+            said = tls(address, name, ca)
+        elif kind.startswith("quic"):
+            said = asyncio.run(quic(address, name, ca, 1 if kind == "quic1" else 0x6B3343CF))
+        else:
+            said = udp(address, b"\1\0\0\0" + bytes(144) if kind == "vpn" else b"\x16\xfe\xfd" + bytes(60))
+    except (OSError, TimeoutError, ConnectionError) as error:
+        said = f"{type(error).__name__} {error}"
+    print(f"{(time.monotonic() - begin) * 1000:.0f} {said}")
+
+
+main()
