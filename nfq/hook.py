@@ -14,9 +14,11 @@ from typing import Final, NamedTuple
 
 from nfq import http, tls, udp
 from nfq.aes import Aes
-from nfq.flow import Flows, Key, Pending, Stream, is_near
+from nfq.flow import Flows, Key, Pending, Stream
 from nfq.packet import RST, SYN, TCP, Packet, ends_of, parse
 from nfq.quic import Budget, Initials, Outcome
+from nfq.tls import Hello
+from nfq.tls import parse as parse_tls
 from policy.errors import PacketError
 from policy.event import MAX_NAME, MAX_PATH, Blind, Flow, Seen
 from policy.frame import Client
@@ -62,10 +64,24 @@ class Reset(NamedTuple):
     host: str = ""
 
 
+class _Known(NamedTuple):
+    """A decision as records and marks need it."""
+
+    mark: int
+    text: str
+    """The name, as it is put on record."""
+    verdict: int
+    reason: int
+    rule: str
+    group: str
+    decision: Decision
+
+
 MAX_CACHED: Final = 2048
 """Decisions remembered per worker, a name and an address each: 0.4 MB. Most visits go where others just went."""
 MAX_RESETS: Final = 1024
 """Resets and pages that wait for the shell in one batch; a batch has 32 packets."""
+new_tuple: Final = tuple.__new__
 _TCP4: Final = Struct("!xxH2xHxx2x4s4sHHIIBB").unpack_from
 _NAME: Final = b"abcdefghijklmnopqrstuvwxyz0123456789-_.:"
 _UNDECIDABLE: Final = frozenset({Blind.OVERLOAD, Blind.AMBIGUOUS, Blind.NO_CRYPTO, Blind.TRUNCATED})
@@ -101,12 +117,12 @@ class Hook:
         """None: not asked yet; a venue without QUIC need not load it."""
         self._budget = Budget(initials_per_s)
         self._has_pages = has_pages
-        self._cache: dict[tuple[bytes, bytes, int], tuple[Decision, int, str]] = {}
+        self._cache: dict[tuple[bytes, bytes, int], _Known] = {}
         self._cache_until: dict[int, float] = {}
         self.resets: list[Reset] = []
         """Taken and cleared by the shell."""
-        self._packets = 0
-        self._counts = {"flows": 0, "blocked": 0, "bad_packets": 0, "repeated": 0, "expired": 0, "resets_lost": 0}
+        self._packets = self._fast = self._flows_seen = 0
+        self._counts = {"blocked": 0, "bad_packets": 0, "repeated": 0, "expired": 0, "resets_lost": 0}
         self._blind: dict[int, int] = {}
 
     @property
@@ -115,6 +131,7 @@ class Hook:
         blind = {f"blind_{Blind(cause).name.lower()}": count for cause, count in self._blind.items()}
         return {
             "packets": self._packets,
+            "flows": self._flows_seen + self._fast,
             **self._counts,
             "no_name": sum(self._blind.values()),
             "pending": len(self._flows),
@@ -124,31 +141,62 @@ class Hook:
 
     def receive(self, data: bytes, mac: bytes, now: Now) -> int:
         """Decide one queued packet. `data` from its IP header on; `mac` of the sender, 6 octets or empty."""
-        self._packets += 1
-        # The usual packet first: IPv4 without options, not a fragment, TCP with data, the whole of a TLS hello in it.
-        if len(data) > 60 and data[0] == 0x45 and data[9] == TCP:
-            total, fragment, src, dst, _, _, seq, _, offset, flags = _TCP4(data)
+        # The usual packet first, written out: IPv4 without options, no fragment, TCP, a whole TLS hello in it, and a
+        # decision on its name that is remembered. Everything else, and everything odd, goes the long way.
+        if len(data) > 60 and data[0] == 0x45 and data[9] == 6:
+            total, fragment, src, dst, sport, dport, seq, _, offset, flags = _TCP4(data)
             start = 20 + (offset >> 4 << 2)
-            if start < 40 or start >= len(data) or total != len(data) or fragment & 0x3FFF or flags & (SYN | RST):
-                return self._receive(data, mac, now)
             key = data[12:24]
             flows = self._flows
-            entry = flows.decided.get(key) or flows.older.get(key)
-            if entry and is_near(entry, seq):
-                self._counts["repeated"] += 1
-                return entry & 15
-            if data[start] == 0x16 and key not in flows.pending and key not in flows.late:
-                hello = tls.parse(data[start:])
-                if type(hello) is tls.Hello and (name := hello.name) and not name.translate(None, _NAME):
+            if (
+                40 <= start < len(data)
+                and total == len(data)
+                and not fragment & 0x3FFF
+                and not flags & 6
+                and key not in flows.decided
+                and key not in flows.older
+                and key not in flows.pending
+                and key not in flows.late
+            ):
+                if data[start] != 0x16:
+                    return self._receive_request(data, start, key, mac, now)
+                hello = parse_tls(data[start:])
+                if type(hello) is Hello:
+                    name, has_ech = hello
                     group = self.decider.group_of(src, mac)
-                    decision, mark, group_name = self._judge(name, dst, group, now.wall_s)
-                    flows.decide(key, mark, seq)
-                    sight = Sight(name, Seen.TLS, Blind.ECH_UNSURE if hello.ech else Blind.NOT_BLIND)
-                    self._record(key, mac, sight, decision, group_name, now)
-                    if mark != _ALLOW:
-                        self._block(parse(data), sight, decision)
-                    return mark
+                    wall_s = now[2]
+                    if wall_s is not None and wall_s < self._cache_until.get(group, 0.0):
+                        known = self._cache.get((name, dst, group))
+                        if known is not None and known.mark == 1:
+                            self._packets += 1
+                            self._fast += 1
+                            flows.decided[key] = seq << 4 | 1
+                            if has_ech:
+                                self._blind[8] = self._blind.get(8, 0) + 1
+                            values = (
+                                now[1], src, mac, sport, dst, dport, 6, known.text, 2, 8 if has_ech else 0, "",
+                                known.verdict, known.reason, known.rule, known.group, 0, "", "",
+                            )  # fmt: skip
+                            # Flow's own constructor takes its fields by name, at three times the price.
+                            self._put(new_tuple(Flow, values))
+                            return 1
+        self._packets += 1
         return self._receive(data, mac, now)
+
+    def _receive_request(self, data: bytes, start: int, key: Key, mac: bytes, now: Now) -> int:
+        """The first segment of a TCP flow that is not TLS: mostly a whole HTTP request."""
+        self._packets += 1
+        request = http.parse(data[start:])
+        if not isinstance(request, http.Request) or not request.host or request.host.translate(None, _NAME):
+            return self._receive(data, mac, now)
+        sight = Sight(request.host, Seen.HTTP, Blind.NOT_BLIND, request.method, request.path)
+        group = self.decider.group_of(data[12:16], mac)
+        known = self._judge_request(sight, data[16:20], group, now.wall_s)
+        if known.mark != _ALLOW:
+            return self._decide(key, parse(data), mac, sight, now)
+        self._flows.decided[key] = int.from_bytes(data[24:28], "big") << 4 | _ALLOW
+        self._record(key, mac, sight, known, now)
+        return _ALLOW
 
     def _receive(self, data: bytes, mac: bytes, now: Now) -> int:
         """Any packet."""
@@ -196,7 +244,7 @@ class Hook:
         if decision.verdict != Verdict.BLOCK:
             return 0
         self._flows.decide(key, _BLOCK, packet.seq)
-        self._record(key, mac, Sight(), decision, self.decider.treatment(group).group, now)
+        self._record(key, mac, Sight(), self._known(b"", decision, group), now)
         self._counts["blocked"] += 1
         return _BLOCK
 
@@ -255,21 +303,18 @@ class Hook:
         decider = self.decider
         group = decider.group_of(packet.src, mac)
         if sight.blind in _UNDECIDABLE:
-            decision, mark, group_name = self._fail(sight, group)
+            known = self._fail(sight, group)
         elif sight.seen == Seen.HTTP and sight.name:
-            decision = decider.decide_url(sight.name, sight.path.encode(), group, now.wall_s)
-            if decision.verdict == Verdict.ALLOW and decision.reason == Reason.DEFAULT:
-                decision = self._by_address(packet.dst, group, decision, now.wall_s)
-            mark = _BLOCK if decision.verdict == Verdict.BLOCK else _ALLOW
-            group_name = decider.treatment(group).group
+            known = self._judge_request(sight, packet.dst, group, now.wall_s)
         else:  # without a name too: a window may close everything at this hour
-            decision, mark, group_name = self._judge(sight.name, packet.dst, group, now.wall_s)
+            known = self._judge(sight.name, packet.dst, group, now.wall_s)
+        mark = known.mark
         if mark == _BLOCK and sight.seen == Seen.HTTP and self._has_pages:
             mark = _PAGE
         self._flows.decide(key, mark, packet.seq)
-        self._record(key, mac, sight, decision, group_name, now)
+        self._record(key, mac, sight, known, now)
         if mark != _ALLOW:
-            self._block(packet, sight, decision)
+            self._block(packet, sight, known.decision)
         return mark
 
     def _block(self, packet: Packet, sight: Sight, decision: Decision) -> None:
@@ -282,8 +327,8 @@ class Hook:
         is_page = self._has_pages and sight.seen == Seen.HTTP
         self.resets.append(Reset(packet, decision if is_page else None, sight.name.decode("ascii", "replace")))
 
-    def _judge(self, name: bytes, dst: bytes, group: int, wall_s: float | None) -> tuple[Decision, int, str]:
-        """The decision on a name and an address, its mark, and the group's name. Remembered while it holds."""
+    def _judge(self, name: bytes, dst: bytes, group: int, wall_s: float | None) -> _Known:
+        """The decision on a name and an address. Remembered while it holds."""
         until = self._cache_until.get(group, 0.0)
         if wall_s is None or wall_s >= until:
             until = self._turn(group, wall_s)
@@ -294,13 +339,25 @@ class Hook:
         decision = self.decider.decide(name, group, wall_s)
         if decision.verdict == Verdict.ALLOW and decision.reason == Reason.DEFAULT:
             decision = self._by_address(dst, group, decision, wall_s)
-        mark = _BLOCK if decision.verdict == Verdict.BLOCK else _ALLOW
-        found = (decision, mark, self.decider.treatment(group).group)
-        if until:
+        found = self._known(name, decision, group)
+        if until and wall_s is not None:
             if len(self._cache) >= MAX_CACHED:
                 self._cache.clear()
             self._cache[key] = found
         return found
+
+    def _judge_request(self, sight: Sight, dst: bytes, group: int, wall_s: float | None) -> _Known:
+        """The same for a request in clear text, path and all."""
+        decision = self.decider.decide_url(sight.name, sight.path.encode(), group, wall_s)
+        if decision.verdict == Verdict.ALLOW and decision.reason == Reason.DEFAULT:
+            decision = self._by_address(dst, group, decision, wall_s)
+        return self._known(sight.name, decision, group)
+
+    def _known(self, name: bytes, decision: Decision, group: int) -> _Known:
+        mark = _BLOCK if decision.verdict == Verdict.BLOCK else _ALLOW
+        text = name.decode("ascii", "backslashreplace")[:MAX_NAME]
+        verdict, reason = int(decision.verdict), int(decision.reason)
+        return _Known(mark, text, verdict, reason, decision.rule, self.decider.treatment(group).group, decision)
 
     def _turn(self, group: int, wall_s: float | None) -> float:
         """Another hour of the schedule, or no clock: what was remembered of this group holds no more."""
@@ -315,13 +372,12 @@ class Hook:
         by_address = self.decider.decide_address(dst, group, wall_s)
         return by_address if by_address.verdict == Verdict.BLOCK else decision
 
-    def _fail(self, sight: Sight, group: int) -> tuple[Decision, int, str]:
+    def _fail(self, sight: Sight, group: int) -> _Known:
         """What the group's policy says of that which cannot be decided."""
-        treatment = self.decider.treatment(group)
         reason = Reason.AMBIGUOUS if sight.blind == Blind.AMBIGUOUS else None
-        if treatment.fail == "closed":
-            return Decision(Verdict.BLOCK, reason or Reason.FAIL_CLOSED), _BLOCK, treatment.group
-        return Decision(Verdict.ALLOW, reason or Reason.FAIL_OPEN), _ALLOW, treatment.group
+        if self.decider.treatment(group).fail == "closed":
+            return self._known(sight.name, Decision(Verdict.BLOCK, reason or Reason.FAIL_CLOSED), group)
+        return self._known(sight.name, Decision(Verdict.ALLOW, reason or Reason.FAIL_OPEN), group)
 
     def _record_undecided(self, key: Key, pending: Pending, now: Now) -> int:
         ambiguous = pending.stream is not None and pending.stream.ambiguous
@@ -329,38 +385,21 @@ class Hook:
             seen=Seen.QUIC if pending.initials is not None and pending.initials.size else Seen.NONE,
             blind=Blind.AMBIGUOUS if ambiguous else Blind.TRUNCATED,
         )
-        decision, mark, group_name = self._fail(sight, self.decider.group_of(ends_of(key).src, pending.mac))
-        self._record(key, pending.mac, sight, decision, group_name, now)
-        return mark
+        known = self._fail(sight, self.decider.group_of(ends_of(key).src, pending.mac))
+        self._record(key, pending.mac, sight, known, now)
+        return known.mark
 
-    def _record(self, key: Key, mac: bytes, sight: Sight, decision: Decision, group: str, now: Now) -> None:
+    def _record(self, key: Key, mac: bytes, sight: Sight, known: _Known, now: Now) -> None:
         src, dst, sport, dport, protocol = ends_of(key)
-        name, seen, blind, method, path = sight
-        self._counts["flows"] += 1
+        _, seen, blind, method, path = sight
+        self._flows_seen += 1
         if blind:
             self._blind[blind] = self._blind.get(blind, 0) + 1
-        verdict, reason, rule, _ = decision
-        self._put(
-            Flow(
-                now.boottime_ms,
-                src,
-                mac,
-                sport,
-                dst,
-                dport,
-                protocol,
-                name.decode("ascii", "backslashreplace")[:MAX_NAME],
-                int(seen),
-                int(blind),
-                path[:MAX_PATH],
-                int(verdict),
-                int(reason),
-                rule,
-                group,
-                0,
-                method,
-            )
-        )
+        values = (
+            now.boottime_ms, src, mac, sport, dst, dport, protocol, known.text, int(seen), int(blind), path[:MAX_PATH],
+            known.verdict, known.reason, known.rule, known.group, 0, method, "",
+        )  # fmt: skip
+        self._put(new_tuple(Flow, values))
 
 
 def look(stream: Stream) -> Sight | None:

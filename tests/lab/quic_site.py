@@ -31,7 +31,8 @@ class Site(QuicConnectionProtocol):
 async def main() -> None:
     configuration = QuicConfiguration(is_client=False, alpn_protocols=H3_ALPN)
     configuration.load_cert_chain(sys.argv[1], sys.argv[2])
-    for address in ("0.0.0.0", "::"):
+    # Each address by itself: an answer must come from where it was asked, and a wildcard socket would not care.
+    for address in (f"{net}{host}" for net in ("198.51.100.", "2001:db8:100::") for host in (20, 21, 22)):
         await serve(address, 443, configuration=configuration, create_protocol=Site, retry=len(sys.argv) > 3)
     await asyncio.Event().wait()
 
