@@ -23,6 +23,14 @@ START_MS: Final = 5_000
 MAX_PEERS: Final = 64
 
 
+class Visibility(Protocol):
+    """What intake asks of `agent.visibility.Visibility`."""
+
+    def learn(self, device: bytes, dns: Dns) -> None: ...
+
+    def settle(self, device: bytes, flow: Flow) -> Flow: ...
+
+
 class Ring(Protocol):
     """What intake asks of `storage.writer.Ring`."""
 
@@ -81,11 +89,16 @@ class Intake:
     """All connections of the event socket. `identify` gives what is known of an address."""
 
     def __init__(
-        self, ring: Ring, identify: Callable[[bytes], Identity], learn: Callable[[bytes, bytes], None]
+        self,
+        ring: Ring,
+        identify: Callable[[bytes], Identity],
+        learn: Callable[[bytes, bytes], None],
+        visibility: Visibility | None = None,
     ) -> None:
         self._ring = ring
         self._identify = identify
         self._learn = learn
+        self._visibility = visibility
         self._peers: dict[int, _Peer] = {}
         self._marks: dict[bytes, int] = dict(ring.marks())
         self._since_ms = ring.last_commit_ms
@@ -228,10 +241,20 @@ class Intake:
         else:
             whos = [(client, *self._identify(client)) for client in frame.clients]
             events = _Unfolded(frame, whos)
+            self._learn_folded(frame, whos)
             self._ring.add_folded(frame.templates, frame.which, frame.at_ms, whos, frame.who, source, frame.seq)
         self.pending += len(events)
         self.counters["events"] += len(events)
         return events
+
+    def _learn_folded(self, frame: Folded, whos: Sequence[tuple[bytes, bytes, str]]) -> None:
+        """Who was answered what, each pair once however often it was asked."""
+        if self._visibility is None:
+            return
+        for who, which in set(zip(frame.who, frame.which, strict=True)):
+            if frame.templates[which].answers:
+                client, mac, _ = whos[who]
+                self._visibility.learn(mac or client, frame.templates[which]._replace(at_ms=frame.at_ms[-1]))
 
     def _complete(self, event: Event) -> Event:
         """Fill in whose address it is."""
@@ -239,7 +262,13 @@ class Intake:
             self._learn(event.client, event.mac)
         if isinstance(event, Dns | Flow | Flood):
             known = self._identify(event.client)
-            return event._replace(mac=event.mac or known.mac, session=known.session)
+            event = event._replace(mac=event.mac or known.mac, session=known.session)
+            if self._visibility is not None:
+                if isinstance(event, Flow):
+                    return self._visibility.settle(event.mac or event.client, event)
+                if isinstance(event, Dns):
+                    self._visibility.learn(event.mac or event.client, event)
+            return event
         if isinstance(event, Nat):
             return event._replace(session=self._identify(event.client).session)
         return event

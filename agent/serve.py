@@ -20,6 +20,7 @@ from agent.intake import Intake
 from agent.records import Records, filter_of
 from agent.server import Server, Timer
 from agent.version import VERSION
+from agent.visibility import Visibility
 from policy.config import Config
 from policy.errors import GatehouseError, StorageError
 from policy.event import Gap, Maintenance
@@ -42,7 +43,8 @@ class Agent:
         self.started_ms = self.clock.boottime_ms()
         self.addresses = Addresses(read_neighbours)
         self.records = Records(config.ring, self.clock, self.note_of)
-        self.intake = Intake(self.records.ring, self.addresses.identify, self.addresses.learn)
+        self.visibility = Visibility() if config.nfq.enabled else None
+        self.intake = Intake(self.records.ring, self.addresses.identify, self.addresses.learn, self.visibility)
         self.guard = Guard(config)
         self.policy = policy_source.Keeper(config, path)
         self.storage_trouble = ""
@@ -199,6 +201,7 @@ class Agent:
                     for name, worker in workers.items()
                 },
                 "intake": dict(self.intake.counters),
+                "visibility": self.visibility.describe() if self.visibility else {},
                 "policy": self.policy.describe(),
                 "rules": self.guard.describe(),
                 "ring": ring,

@@ -1,6 +1,7 @@
 """One visit from a client of the lab. `python visit.py KIND ADDRESS NAME [CA]`: prints `ok` or what went wrong, and ms.
 
-KIND: `tls` (Python's ssl), `quic1`, `quic2` (aioquic, HTTP/3), `vpn` (a WireGuard initiation), `dtls` (a first record).
+KIND: `tls` (Python's ssl), `quic1`, `quic2` (aioquic), `burst` (twenty of those), `vpn` (a WireGuard initiation),
+`dtls` (a first record).
 """
 
 import socket
@@ -40,7 +41,11 @@ def quic(address: str, name: str, ca: str, version: int) -> str:
         while time.monotonic() - begin < 3:
             for data, _ in connection.datagrams_to_send(now=time.monotonic()):
                 link.send(data)
-            connection.receive_datagram(link.recv(65536), (address, 443), now=time.monotonic())
+            try:
+                data = link.recv(65536)
+            except ConnectionRefusedError:
+                return "refused"
+            connection.receive_datagram(data, (address, 443), now=time.monotonic())
             while (event := connection.next_event()) is not None:
                 if isinstance(event, HandshakeCompleted):
                     return "ok"
@@ -56,11 +61,13 @@ def udp(address: str, first: bytes) -> str:
 
 def main() -> None:
     kind, address, name, ca = [*sys.argv[1:], ""][:4]
-    if kind.startswith("quic"):
+    if kind.startswith(("quic", "burst")):
         import aioquic.quic.connection  # noqa: F401  # a second of imports is not part of the visit
     begin = time.monotonic()
     try:
-        if kind == "tls":
+        if kind == "burst":
+            said = f"{sum(quic(address, name, ca, 1) == 'refused' for _ in range(20))} refused"
+        elif kind == "tls":
             said = tls(address, name, ca)
         elif kind.startswith("quic"):
             said = quic(address, name, ca, 1 if kind == "quic1" else 0x6B3343CF)
