@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from agent import launch, neighbours, policy_source
+from agent import decider, launch, neighbours, policy_source
 from agent.__main__ import read_config
 from agent.addresses import Addresses
 from agent.clock import SystemClock
@@ -17,10 +18,12 @@ from agent.exceptions import Exceptions
 from agent.firewall import Guard
 from agent.hooks import event_path
 from agent.intake import Intake
+from agent.queues import Queues
 from agent.records import Records, filter_of
 from agent.server import Server, Timer
 from agent.version import VERSION
 from agent.visibility import Visibility
+from nfq.kernel import QUEUES_FILE
 from policy.config import Config
 from policy.errors import GatehouseError, StorageError
 from policy.event import Gap, Maintenance
@@ -29,6 +32,7 @@ from policy.frame import Client, Reload
 NEIGHBOURS_S: Final = 5.0
 """Between two looks at the kernel's neighbour table."""
 ALIVE_S: Final = 1.0
+QUEUES_S: Final = 2.0
 
 
 class Agent:
@@ -46,6 +50,7 @@ class Agent:
         self.visibility = Visibility() if config.nfq.enabled else None
         self.intake = Intake(self.records.ring, self.addresses.identify, self.addresses.learn, self.visibility)
         self.guard = Guard(config)
+        self.queues = Queues(config.nfq, config.main.on_failure == "closed")
         self.policy = policy_source.Keeper(config, path)
         self.storage_trouble = ""
         self._briefed: set[tuple[str, int]] = set()
@@ -75,6 +80,7 @@ class Agent:
             timers=(
                 Timer(ALIVE_S, self.every_second),
                 Timer(NEIGHBOURS_S, self.look_around),
+                *([Timer(QUEUES_S, self.watch_queues)] if config.nfq.enabled else []),
             ),
         )
 
@@ -87,6 +93,7 @@ class Agent:
             self.note("crash", "agent", "restarted", f"last alive {now_ms - ended_ms} ms before")
         self.note("start", "agent", "ok", f"release {VERSION}")
         self.policy.compile_soon()
+        self.list_networks()
         self.server.run()
         self.guard.remove()
         self.note("stop", "agent", "ok")
@@ -123,15 +130,43 @@ class Agent:
         for action, text in self.guard.handle_timer(alive):
             self.note(action, "rules", text)
 
+    def watch_queues(self) -> None:
+        """What the kernel says of our queues: losses on record, a worker that has lost its queue started again."""
+        now_ms = self.clock.boottime_ms()
+        alive = {worker.name: worker.pid for worker in self.intake.workers(now_ms) if worker.silent_ms < 1_500}
+        try:
+            with open(QUEUES_FILE, encoding="ascii") as file:
+                watch = self.queues.look(file.read(), self.guard.take_offered(), alive, now_ms)
+        except OSError as error:  # no nfnetlink_queue in this kernel: the worker says so louder
+            print(f"agent: {QUEUES_FILE}: {error.strerror}", file=sys.stderr, flush=True)
+            return
+        for gap in watch.records:
+            self.server.publish(self.intake.record(gap))
+        for name in watch.lost:
+            self.note("queue", name, "unbound: the worker is started again")
+            try:
+                os.kill(alive[name], signal.SIGKILL)
+            except OSError:
+                pass
+
     def tell(self, event: Maintenance) -> None:
         """A change of the policy: on record, and the hooks read it."""
         self.server.publish(self.intake.record(event))
         for role in ("dns", "nfq"):
             self.server.command(role, Reload())
+        self.list_networks()
 
     def take_policy(self) -> None:
         for event in self.policy.poll(self.clock.boottime_ms()):
             self.tell(event)
+
+    def list_networks(self) -> None:
+        """The firewall's sets follow the policy."""
+        overrides = decider.read_overrides(self.config.main.state_dir, []).active
+        try:
+            self.guard.list_networks(self.policy.networks(overrides, time.time()))
+        except GatehouseError as error:
+            print(f"agent: listed networks: {error}", file=sys.stderr, flush=True)
 
     def brief_hooks(self, now_ms: int) -> None:
         """Tell each hook what is known of the clients' addresses: all of it to a new one, else what changed."""
@@ -204,6 +239,7 @@ class Agent:
                 "visibility": self.visibility.describe() if self.visibility else {},
                 "policy": self.policy.describe(),
                 "rules": self.guard.describe(),
+                "queues": self.queues.describe() if self.config.nfq.enabled else {},
                 "ring": ring,
             }
         }

@@ -27,6 +27,18 @@ LEASE4: Final = "gatehouse4"
 LEASE6: Final = "gatehouse6"
 
 
+SET4: Final = "gatehouse4"
+SET6: Final = "gatehouse6"
+
+
+class NatBlock(NamedTuple):
+    """One client's outside ports (RFC 7422)."""
+
+    client: str
+    first: int
+    last: int
+
+
 class Plan(NamedTuple):
     """The one description."""
 
@@ -37,6 +49,14 @@ class Plan(NamedTuple):
     dns_port: int
     """0: no redirect."""
     closed: bool
+    devices: tuple[str, ...] = ()
+    """Interfaces of a flowtable of ours; empty: none. nft only."""
+    sets: bool = False
+    """Sets of listed addresses are there: a SYN to one of them comes up, to be refused before it is answered."""
+    nat: tuple[NatBlock, ...] = ()
+    """Outside ports, client by client."""
+    wan: str = ""
+    """Where they hold; empty: on every interface that is not a LAN's."""
 
     def mark(self, mark: Mark) -> str:
         """`value/mask`, as both back-ends write it."""
@@ -46,6 +66,7 @@ class Plan(NamedTuple):
 ORIGINAL: Final = "--connbytes-dir original --connbytes-mode packets"
 CHAINS: Final = (
     ("nat", "GH-DNS"),
+    ("nat", "GH-NAT"),
     ("mangle", "GH-QUEUE"),
     ("mangle", "GH-FIRST"),
     ("mangle", "GH-LEASE"),
@@ -57,16 +78,19 @@ CHAINS: Final = (
 """iptables: (table, our chain)."""
 JUMPS: Final = (
     ("nat", "PREROUTING", "GH-DNS"),
+    ("nat", "POSTROUTING", "GH-NAT"),
     ("mangle", "FORWARD", "GH-QUEUE"),
     ("mangle", "OUTPUT", "GH-LEASE"),
     ("filter", "FORWARD", "GH-VERDICT"),
     ("raw", "OUTPUT", "GH-INJECTED"),
 )
-"""iptables: (table, built-in chain, our chain); each jump stands first in its chain."""
+"""iptables: (table, built-in chain, our chain); each jump stands first in its chain. GH-NAT: IPv4 only."""
+ONLY4: Final[frozenset[str]] = frozenset({"GH-NAT"})
 
 
 def iptables(plan: Plan, family: int) -> str:
     """Input for `iptables-restore --noflush` (family 4) or `ip6tables-restore --noflush` (6): fills our chains."""
+    listed = SET4 if family == 4 else SET6
     block, page = plan.mark(Mark.BLOCK), plan.mark(Mark.PAGE)
     mask = f"{plan.mask:#x}"
     queue = f"-j NFQUEUE --queue-balance {plan.queue_first}:{plan.queue_first + plan.queues - 1}"
@@ -98,6 +122,7 @@ def iptables(plan: Plan, family: int) -> str:
     lines += [
         *([] if plan.closed else [f"-A GH-FIRST -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN"]),
         "-A GH-FIRST -m conntrack --ctdir REPLY -j RETURN",
+        *([f"-A GH-FIRST -p tcp --syn -m set --match-set {listed} dst {queue}"] if plan.sets else []),
         f"-A GH-FIRST -p udp {queue}",
         f"-A GH-FIRST -p tcp --tcp-flags PSH PSH {queue}",
         f"-A GH-FIRST -p tcp -m length --length {SMALLEST}:65535 {queue}",
@@ -128,7 +153,54 @@ def iptables(plan: Plan, family: int) -> str:
         f"-A GH-INJECTED -m mark --mark {plan.mark(Mark.INJECTED)} -j NOTRACK",
         "COMMIT",
     ]
+    lines += _iptables_nat(plan, family)
     return "\n".join(lines) + "\n"
+
+
+def _iptables_nat(plan: Plan, family: int) -> list[str]:
+    """Each client leaves by ports of its own; whoever has none, as before."""
+    if family == 6:
+        return []
+    lines = ["*nat", ":GH-NAT - [0:0]"]
+    lines += [f"-A GH-NAT -o {lan} -j RETURN" for lan in plan.lan]
+    out = f"-o {plan.wan} " if plan.wan else ""
+    for block in plan.nat:
+        for protocol in ("tcp", "udp"):
+            lines.append(
+                f"-A GH-NAT {out}-s {block.client}/32 -p {protocol} -j MASQUERADE --to-ports {block.first}-{block.last}"
+            )
+    return [*lines, "COMMIT"]
+
+
+def _nft_nat(plan: Plan, lan: str) -> list[str]:
+    if not plan.nat:
+        return []
+    out = f'oifname "{plan.wan}"' if plan.wan else f"oifname != {lan}"
+    blocks = ", ".join(f"{block.client} : {block.first}-{block.last}" for block in plan.nat)
+    # One look-up in a map however many clients there are; just before fw4's own masquerading.
+    return [
+        " chain nat {",
+        "  type nat hook postrouting priority srcnat - 1; policy accept;",
+        *(
+            f"  {out} meta l4proto {protocol} masquerade to : ip saddr map {{ {blocks} }}"
+            for protocol in ("tcp", "udp")
+        ),
+        " }",
+    ]
+
+
+def _nft_offload(plan: Plan, lan: str, allow: int) -> list[str]:
+    """Our own flowtable takes a flow only after its verdict: fw4's rule comes at the handshake, before any name."""
+    if not plan.devices:
+        return []
+    devices = ", ".join(f'"{name}"' for name in plan.devices)
+    return [
+        f" flowtable flows {{ hook ingress priority filter; devices = {{ {devices} }}; }}",
+        " chain offload {",
+        "  type filter hook forward priority filter - 1; policy accept;",
+        f"  ct mark & {plan.mask:#x} == {allow:#x} meta l4proto {{ tcp, udp }} flow add @flows",
+        " }",
+    ]
 
 
 def nft(plan: Plan) -> str:
@@ -139,9 +211,18 @@ def nft(plan: Plan) -> str:
     lan = "{ " + ", ".join(f'"{name}"' for name in plan.lan) + " }"
     last = plan.queue_first + plan.queues - 1
     queues = str(plan.queue_first) if plan.queues == 1 else f"{plan.queue_first}-{last}"
-    queue = f"queue {'' if plan.closed else 'flags bypass '}to {queues}"
+    queue = f"counter queue {'' if plan.closed else 'flags bypass '}to {queues}"
     lines = ["add table inet gatehouse", "delete table inet gatehouse", "table inet gatehouse {"]
-    lines += [" set lease { type inet_service; flags timeout; }", " chain dns {"]
+    lines += [
+        " set lease { type inet_service; flags timeout; }",
+        # Addresses that a list or a rule of somebody's names: a SYN to one comes up. Exceptions for a time are elements
+        # with a timeout.
+        " set blocked4 { type ipv4_addr; flags interval, timeout; auto-merge; }",
+        " set blocked6 { type ipv6_addr; flags interval, timeout; auto-merge; }",
+    ]
+    lines += _nft_offload(plan, lan, allow)
+    lines += _nft_nat(plan, lan)
+    lines.append(" chain dns {")
     lines.append("  type nat hook prerouting priority dstnat - 1; policy accept;")
     if plan.dns_port:
         for protocol in ("udp", "tcp"):
@@ -154,6 +235,8 @@ def nft(plan: Plan) -> str:
             f"  ct mark & {plan.mask:#x} != 0 return",
             "  ct direction reply return",
             *([] if plan.closed else [f"  ct original packets > {INSPECTED} return"]),
+            f"  tcp flags & (syn | ack) == syn ip daddr @blocked4 {queue}",
+            f"  tcp flags & (syn | ack) == syn ip6 daddr @blocked6 {queue}",
             f"  meta l4proto udp {queue}",
             f"  tcp flags & psh == psh {queue}",
             f"  meta l4proto tcp meta length >= {SMALLEST} {queue}",
