@@ -22,7 +22,9 @@ CHECK_S: Final = 5.0
 class Guard:
     """The rules of this router. `handle_timer` once a second."""
 
-    def __init__(self, config: Config, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: Config, now_s: Callable[[], float] = time.monotonic, nat: tuple[NatBlock, ...] = ()
+    ) -> None:
         self._enabled = config.main.firewall != "none"
         self._closed = config.main.on_failure == "closed"
         self._wanted = {f"dns/{n}" for n in range(config.dns.workers)} if config.dns.enabled else set()
@@ -36,6 +38,7 @@ class Guard:
             dns_port=config.dns.port if config.dns.enabled else 0,
             closed=self._closed,
             devices=config.nfq.offload_device,
+            nat=nat,
         )
         self._may_repair = config.nfq.offload == "repair"
         self._offload = ""
@@ -90,12 +93,6 @@ class Guard:
         if networks != self._networks:
             self._networks = networks
             self._fill = True
-
-    def change_nat(self, blocks: tuple[NatBlock, ...]) -> None:
-        """Which outside ports each client has; in force with the next `handle_timer`."""
-        if blocks != self._firewall.plan.nat:
-            self._firewall.change_plan(self._firewall.plan._replace(nat=blocks))
-            self._is_applied = False
 
     def _fill_sets(self, told: list[tuple[str, str]]) -> None:
         self._fill = False

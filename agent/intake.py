@@ -188,6 +188,11 @@ class Intake:
         self.pending += 1
         return (event,)
 
+    def record_later(self, event: Event) -> None:
+        """The same for what need not be on flash at once: with the next flush."""
+        self._ring.add([event])
+        self.pending += 1
+
     def workers(self, now_ms: int) -> list[WorkerState]:
         """Who is connected now."""
         return sorted(

@@ -17,16 +17,17 @@ from agent.control import BUSY, IDLE, Answer, Request
 from agent.exceptions import Exceptions
 from agent.firewall import Guard
 from agent.hooks import event_path
-from agent.intake import Intake
+from agent.intake import Identity, Intake
 from agent.queues import Queues
 from agent.records import Records, filter_of
 from agent.server import Server, Timer
+from agent.translations import Blocks, Events, outside_address
 from agent.version import VERSION
 from agent.visibility import Visibility
 from nfq.kernel import QUEUES_FILE
 from policy.config import Config
 from policy.errors import GatehouseError, StorageError
-from policy.event import Gap, Maintenance
+from policy.event import Gap, Maintenance, Nat
 from policy.frame import Client, Reload
 
 NEIGHBOURS_S: Final = 5.0
@@ -49,7 +50,10 @@ class Agent:
         self.records = Records(config.ring, self.clock, self.note_of)
         self.visibility = Visibility() if config.nfq.enabled else None
         self.intake = Intake(self.records.ring, self.addresses.identify, self.addresses.learn, self.visibility)
-        self.guard = Guard(config)
+        self.nat = Blocks(config.nfq)
+        self.nat_events: Events | None = None
+        self.nat_trouble = ""
+        self.guard = Guard(config, nat=self.nat.blocks)
         self.queues = Queues(config.nfq, config.main.on_failure == "closed")
         self.policy = policy_source.Keeper(config, path)
         self.storage_trouble = ""
@@ -80,6 +84,7 @@ class Agent:
             timers=(
                 Timer(ALIVE_S, self.every_second),
                 Timer(NEIGHBOURS_S, self.look_around),
+                *([Timer(ALIVE_S, self.record_translations)] if config.nfq.nat == "events" else []),
                 *([Timer(QUEUES_S, self.watch_queues)] if config.nfq.enabled else []),
             ),
         )
@@ -174,9 +179,35 @@ class Agent:
         workers = {(worker.name, worker.pid) for worker in self.intake.workers(now_ms)}
         facts = self.addresses.items() if workers - self._briefed else changed.items()
         self._briefed = workers
+        self.record_blocks(changed, now_ms)
         for address, known in facts:
             for role in ("dns", "nfq"):
                 self.server.command(role, Client(address, known.mac, "", "", ""))
+
+    def record_blocks(self, changed: Mapping[bytes, Identity], now_ms: int) -> None:
+        """Who has which outside ports from now on."""
+        if not self.nat.blocks:
+            return
+        outside = outside_address()
+        for address, known in changed.items():
+            for record in self.nat.changed(address, known, outside, now_ms):
+                self.server.publish(self.intake.record(record._replace(session=known.session)))
+
+    def record_translations(self) -> None:
+        """Each new flow that conntrack translated, where there are no blocks."""
+        now_ms = self.clock.boottime_ms()
+        try:
+            self.nat_events = self.nat_events or Events()
+            lost, found = self.nat_events.lost, self.nat_events.read()
+        except OSError as error:
+            self.nat_trouble = f"nat: no conntrack events: {error.strerror}; is kmod-nf-conntrack-netlink installed?"
+            return
+        self.nat_trouble = ""
+        for client, outside, port, protocol in found:
+            session = self.addresses.identify(client).session
+            self.intake.record_later(Nat(now_ms, client, outside, port, port, protocol, 0, session))
+        if self.nat_events.lost > lost:
+            self.intake.record(Gap(now_ms, "nat", -1, now_ms - 1000, now_ms, "conntrack told more than was taken in"))
 
     def look_around(self) -> None:
         self.addresses.refresh(read_neighbours())
@@ -218,6 +249,7 @@ class Agent:
         troubles = [f"{name} is not there" for name in sorted(wanted - workers.keys())]
         troubles += self.guard.troubles()
         troubles += self.policy.troubles()
+        troubles += [self.nat_trouble] if self.nat_trouble else []
         ring = self.records.status()
         troubles += filter(None, {self.server.storage_error, self.storage_trouble, str(ring["trouble"])})
         if ring.get("at_risk"):

@@ -105,12 +105,6 @@ class Firewall:
         """Are they all there?"""
         return self.look() is not None
 
-    def change_plan(self, plan: rules.Plan) -> None:
-        """Other rules from the next `apply` on; sets must be filled again."""
-        self.plan = plan
-        if self._backend is not None:
-            self._backend = type(self._backend)(plan)
-
     def fill_sets(self, networks: Sequence[Listed]) -> None:
         """Listed addresses: a SYN to one of them comes up to be decided. Raises: ConfigError."""
         if self._backend is not None:

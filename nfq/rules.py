@@ -27,6 +27,8 @@ LEASE4: Final = "gatehouse4"
 LEASE6: Final = "gatehouse6"
 
 
+SHARED_PORTS: Final = "1024-2047"
+"""Outside ports of clients that have no block of their own."""
 SET4: Final = "gatehouse4"
 SET6: Final = "gatehouse6"
 
@@ -169,6 +171,10 @@ def _iptables_nat(plan: Plan, family: int) -> list[str]:
             lines.append(
                 f"-A GH-NAT {out}-s {block.client}/32 -p {protocol} -j MASQUERADE --to-ports {block.first}-{block.last}"
             )
+    if plan.nat:  # whoever has no block must not be taken for somebody who has
+        for protocol in ("tcp", "udp"):
+            shared = f"-m addrtype ! --src-type LOCAL -j MASQUERADE --to-ports {SHARED_PORTS}"
+            lines.append(f"-A GH-NAT {out}-p {protocol} {shared}")
     return [*lines, "COMMIT"]
 
 
@@ -185,6 +191,7 @@ def _nft_nat(plan: Plan, lan: str) -> list[str]:
             f"  {out} meta l4proto {protocol} masquerade to : ip saddr map {{ {blocks} }}"
             for protocol in ("tcp", "udp")
         ),
+        f"  {out} meta l4proto {{ tcp, udp }} fib saddr type != local masquerade to :{SHARED_PORTS}",
         " }",
     ]
 

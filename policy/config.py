@@ -228,8 +228,8 @@ class NfqConfig(NamedTuple):
     """Interfaces of a flowtable of ours, which takes allowed flows after their verdict; empty: none."""
     nat: str = "none"
     """Evidence of address translation: `none`, `blocks` (a block of ports per client) or `events` (each flow)."""
-    nat_ports: int = 1024
-    """Ports of one client's block."""
+    nat_network: tuple[str, ...] = ()
+    """IPv4 networks whose addresses have ports of their own, with `blocks`."""
 
 
 class RingConfig(NamedTuple):
@@ -404,7 +404,7 @@ def _nfq(options: Options) -> NfqConfig:
         offload=options.choice("offload", base.offload, ("repair", "report")),
         offload_device=options.texts("offload_device", base.offload_device),
         nat=options.choice("nat", base.nat, ("none", "blocks", "events")),
-        nat_ports=options.integer("nat_ports", base.nat_ports, 32, 32768),
+        nat_network=options.texts("nat_network", base.nat_network),
     )
     options.finish()
     lowest = nfq.mark_mask & -nfq.mark_mask
