@@ -3,18 +3,21 @@
 import itertools
 import ssl
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq import http, tls
+from nfq import http, tls, udp
 from nfq.flow import MAX_HELD, MAX_OCTETS, MAX_PENDING, NEAR, PENDING_S, Flows, Pending, Stream
 from nfq.hook import look
 from nfq.packet import ACK, PSH, TCP, UDP, ends_of, parse
-from nfq.reset import reset_segment
+from nfq.page import MAX_ANSWER, Pages
+from nfq.reset import answer_segment, reset_segment
 from policy.errors import PacketError
 from policy.event import Blind, Seen
+from policy.verdict import Decision, Reason, Verdict
 
 
 def client_hello(name: str | None = "www.example.org") -> bytes:
@@ -282,3 +285,97 @@ def test_what_still_comes_of_a_flow_that_was_given_up_gets_its_mark() -> None:
     flows.give_up(key, pending, 2)
     flows.expire(PENDING_S + 20)
     assert flows.find_mark(key, 1100) == 2
+
+
+VECTORS = Path(__file__).parents[1] / "vectors" / "nfq"
+CHROMIUM = (VECTORS / "chromium156_pq_hello.bin").read_bytes()
+"""Captured from Debian's Chromium 156: 1.9 kB, X25519MLKEM768, an ECH extension (GREASE), its name near the end."""
+SEEN_IN_IT = tls.Hello(b"www.example.org", True)
+
+
+def test_a_captured_post_quantum_hello_split_at_every_octet_in_both_orders_with_retransmission() -> None:
+    assert tls.parse(CHROMIUM) == SEEN_IN_IT
+    for cut in range(1, len(CHROMIUM)):
+        pieces = ((0xFFFFFC00, CHROMIUM[:cut]), ((0xFFFFFC00 + cut) & 0xFFFFFFFF, CHROMIUM[cut:]))
+        for order in ((0, 1), (1, 0), (0, 0, 1), (1, 1, 0)):
+            stream = Stream(pieces[order[0]][0])
+            for place in order:
+                stream.add(*pieces[place])
+            sight = look(stream)
+            assert sight is not None, (cut, order)
+            assert (sight.name, sight.seen) == (b"www.example.org", Seen.TLS), (cut, order)
+
+
+def test_a_captured_post_quantum_hello_in_three_segments_in_all_orders() -> None:
+    # Every first cut, and a second one that walks along with another stride: each octet is a cut many times.
+    for first in range(1, len(CHROMIUM) - 1):
+        second = first + 1 + (first * 131) % (len(CHROMIUM) - first - 1)
+        pieces = ((0, CHROMIUM[:first]), (first, CHROMIUM[first:second]), (second, CHROMIUM[second:]))
+        for order in itertools.permutations(range(3)):
+            stream = Stream(pieces[order[0]][0])
+            for place in (order[0], order[1], order[0], order[2]):  # one is sent again
+                stream.add(*pieces[place])
+            sight = look(stream)
+            assert sight is not None, (first, second, order)
+            assert sight.name == b"www.example.org", (first, second, order)
+
+
+def test_a_captured_post_quantum_hello_cut_into_records_and_segments_elsewhere() -> None:
+    body = CHROMIUM[5:]
+    for cut in range(1, len(body), 3):
+        parts = (body[:cut], body[cut:])
+        data = b"".join(b"\x16\3\1" + struct.pack("!H", len(part)) + part for part in parts)
+        assert tls.parse(data) == SEEN_IN_IT, cut
+        middle = (cut * 7) % len(data)
+        stream = Stream(middle)
+        stream.add(middle, data[middle:])
+        stream.add(0, data[:middle])
+        sight = look(stream)
+        assert sight is not None, cut
+        assert sight.name == b"www.example.org", cut
+
+
+def test_every_prefix_of_a_captured_hello_wants_more() -> None:
+    for length in range(len(CHROMIUM)):
+        assert tls.parse(CHROMIUM[:length]) == tls.NEED_MORE, length
+
+
+@pytest.mark.parametrize(
+    ("payload", "port", "cause"),
+    [
+        (b"\1\0\0\0" + bytes(144), 51820, Blind.VPN),
+        (b"\x38" + bytes(13), 1194, Blind.VPN),
+        (bytes(28), 4500, Blind.VPN),
+        (b"\x16\xfe\xfd" + bytes(60), 3478, Blind.DTLS),
+        (b"\0\1\0\0\x21\x12\xa4\x42" + bytes(12), 3478, Blind.DTLS),
+        (b"\x1b" + bytes(47), 123, Blind.OPAQUE),
+        (b"", 1, Blind.OPAQUE),
+    ],
+)
+def test_what_a_udp_flow_is_if_it_is_not_quic(payload: bytes, port: int, cause: Blind) -> None:
+    assert udp.classify(payload, port) == cause
+
+
+def test_a_page_says_what_it_must_and_echoes_nothing_unescaped() -> None:
+    decision = Decision(Verdict.BLOCK, Reason.CATEGORY, "list:<b>")
+    answer = Pages(appeal="Ask <Ms. Lin>").answer("www.example.org", decision)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+    assert b"Content-Length: %d\r\n" % len(body) in head
+    for words in (b"www.example.org", b"on a list of blocked sites", b"list:&lt;b&gt;", b"Ask &lt;Ms. Lin&gt;"):
+        assert words in body
+    assert len(Pages(appeal="字" * 500).answer("a" * 300, decision)) <= MAX_ANSWER
+    assert Pages().answer("a.example", decision, is_head=True).endswith(b"\r\n\r\n")
+    there = Pages("http://10.0.0.1/blocked?lang=en").answer("a.example", decision)
+    assert b"Location: http://10.0.0.1/blocked?lang=en&host=a.example&reason=category&rule=list%3A%3Cb%3E\r\n" in there
+
+
+@pytest.mark.parametrize("data", [ipv4(REQUEST), ipv6(REQUEST)])
+def test_an_answer_is_a_segment_of_the_servers_with_a_right_checksum(data: bytes) -> None:
+    request = parse(data)
+    answer = parse(answer_segment(request, b"HTTP/1.1 403 \r\n\r\n"))
+    assert (answer.src, answer.dst, answer.sport, answer.dport) == (
+        request.dst, request.src, request.dport, request.sport,
+    )  # fmt: skip
+    assert (answer.seq, answer.ack) == (request.ack, request.seq + len(REQUEST))
+    assert answer.payload == b"HTTP/1.1 403 \r\n\r\n"

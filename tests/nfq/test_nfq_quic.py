@@ -104,6 +104,15 @@ def test_a_real_client_is_read(aes: Aes, version: int) -> None:
     assert tls.Hello(b"www.example.org", False) in found
 
 
+def test_chromiums_two_datagrams_in_both_orders(aes: Aes) -> None:
+    sent = [(VECTORS / f"chromium156_quic_{number}.bin").read_bytes() for number in (0, 1)]
+    for order in ((0, 1), (1, 0)):
+        initials = Initials(aes)
+        assert read(initials, sent[order[0]]) == Outcome.NEED_MORE
+        assert read(initials, sent[order[1]]) == tls.Hello(b"quic.example.org", True)
+    assert read(Initials(aes), sent[0] + sent[1]) == tls.Hello(b"quic.example.org", True)
+
+
 @pytest.mark.parametrize("version", [V1, V2])
 def test_crypto_frames_in_any_order_over_several_datagrams_as_chrome_sends_them(version: bytes) -> None:
     hello = handshake(b"www.example.org", 1400)
