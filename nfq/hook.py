@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from nfq import http, tls, udp
 from nfq.aes import Aes
-from nfq.flow import Flows, Key, Pending, Stream
+from nfq.flow import Flows, Key, Pending, Stream, is_near
 from nfq.packet import RST, SYN, TCP, Packet, ends_of, parse
 from nfq.quic import Budget, Initials, Outcome
 from nfq.tls import Hello
@@ -153,10 +153,10 @@ class Hook:
                 and total == len(data)
                 and not fragment & 0x3FFF
                 and not flags & 6
-                and key not in flows.decided
-                and key not in flows.older
                 and key not in flows.pending
                 and key not in flows.late
+                # Ports used again within seconds are a new connection if its numbers begin elsewhere.
+                and not ((entry := flows.decided.get(key) or flows.older.get(key)) and is_near(entry, seq))
             ):
                 if data[start] != 0x16:
                     return self._receive_request(data, start, key, mac, now)

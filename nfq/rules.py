@@ -203,7 +203,7 @@ def _nft_offload(plan: Plan, lan: str, allow: int) -> list[str]:
     devices = ", ".join(f'"{name}"' for name in plan.devices)
     return [
         f" flowtable flows {{ hook ingress priority filter; devices = {{ {devices} }}; }}",
-        " chain offload {",
+        " chain fast {",
         "  type filter hook forward priority filter - 1; policy accept;",
         f"  ct mark & {plan.mask:#x} == {allow:#x} meta l4proto {{ tcp, udp }} flow add @flows",
         " }",

@@ -28,6 +28,7 @@ HOLD_S: Final = 0.12
 """An allowed flow's record waits so long: the look-up before it comes by way of another process, at most 50 ms later,
 and the agent compares the two as they arrive."""
 MAX_HELD: Final = 4096
+_NEVER: Final = float("inf")
 
 
 class Link(Protocol):
@@ -126,7 +127,7 @@ def run(
             elif isinstance(command, Client):
                 hook.set_client(command)
     queue.close()
-    held.release(float("inf"))
+    held.close()
     link.close()
 
 
@@ -137,24 +138,29 @@ class _Held:
         self._link = link
         self._older: list[Flow] = []
         self._newer: list[Flow] = []
-        self.release_at = 0.0
+        self.release_at = _NEVER
 
     def put(self, event: Flow) -> None:
         if event.verdict or len(self._newer) >= MAX_HELD:
             self._link.put(event)
-        else:
-            self._newer.append(event)
+            return
+        if not self._newer:
+            self.release_at = min(self.release_at, time.monotonic() + HOLD_S)
+        self._newer.append(event)
 
     def release(self, now_s: float) -> None:
+        """Hand over what has waited long enough; `release_at` says when there will be something again."""
         if now_s < self.release_at:
             return
-        self.release_at = now_s + HOLD_S if self._newer else now_s
         for event in self._older:
             self._link.put(event)
         self._older, self._newer = self._newer, []
-        if now_s == float("inf"):
-            for event in self._older:
-                self._link.put(event)
+        self.release_at = now_s + HOLD_S if self._older else _NEVER
+
+    def close(self) -> None:
+        """Everything, at once."""
+        for event in (*self._older, *self._newer):
+            self._link.put(event)
 
 
 class _Sender:

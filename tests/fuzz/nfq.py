@@ -256,9 +256,9 @@ def run(name: str, make: Callable, inputs: int, seed: int) -> None:
         steps(one)
     before, begin, slowest = memory_mb(), time.monotonic(), 0.0
     for number in range(inputs):
-        start = time.perf_counter()
+        start = time.thread_time()  # not the clock on the wall: others use the machine too
         steps(one)
-        taken = time.perf_counter() - start
+        taken = time.thread_time() - start
         if taken > slowest:
             slowest = taken
             if taken > MAX_INPUT_S:
