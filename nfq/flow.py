@@ -80,14 +80,19 @@ class Stream:
     def data(self) -> bytes:
         """Octets from the beginning up to the first hole."""
         parts = self._parts
+        if 0 not in parts:
+            return b""
         if len(parts) == 1 and 0 in parts:
             return parts[0]
         whole = bytearray()
         for offset in sorted(parts):
-            part = parts[offset]
-            if offset > len(whole):
+            part, end = parts[offset], len(whole)
+            if offset == end:
+                whole += part
+                continue
+            if offset > end:
                 break
-            same = min(len(whole) - offset, len(part))
+            same = min(end - offset, len(part))
             if whole[offset : offset + same] != part[:same]:
                 self.ambiguous = True
             whole += part[same:]

@@ -424,6 +424,8 @@ def _look_at(data: bytes) -> Sight | None:
         return None
     request = http.parse(data)
     if isinstance(request, http.Request):
+        if request.is_ambiguous:
+            return Sight(seen=Seen.HTTP, blind=Blind.AMBIGUOUS, method=request.method)
         if not request.host or request.host.translate(None, _NAME):
             return Sight(seen=Seen.HTTP, blind=Blind.NO_SNI, method=request.method, path=request.path)
         return Sight(request.host, Seen.HTTP, method=request.method, path=request.path)

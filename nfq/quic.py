@@ -245,9 +245,15 @@ def _read_head(data: bytes, at: int) -> _Head | Outcome:
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """RFC 9000 16. Past the end: a length that is too long for any packet, which every caller refuses."""
-    if at >= len(data):
+    try:
+        first = data[at]
+        if first < 0x40:
+            return first, at + 1
+        if first < 0x80:
+            return (first & 0x3F) << 8 | data[at + 1], at + 2
+    except IndexError:
         return 1 << 62, at
-    width = 1 << (data[at] >> 6)
+    width = 1 << (first >> 6)
     if at + width > len(data):
         return 1 << 62, at
     value = int.from_bytes(data[at : at + width], "big") & ((1 << (8 * width - 2)) - 1)

@@ -169,9 +169,10 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    (directory / "lab.json").write_text(
-        json.dumps({"clients": CLIENTS, "rootless": os.environ.get("LAB_ROOTLESS") == "1"})
-    )
+    # Whoever waits for the file must find it whole.
+    ready = directory / "lab.json.new"
+    ready.write_text(json.dumps({"clients": CLIENTS, "rootless": os.environ.get("LAB_ROOTLESS") == "1"}))
+    ready.rename(directory / "lab.json")
     while not stopping:
         signal.sigtimedwait([signal.SIGCHLD], 0.2)
         reap(launcher)

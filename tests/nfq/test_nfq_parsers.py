@@ -137,6 +137,17 @@ def test_requests(data: bytes, host: bytes, path: str, method: str) -> None:
     assert http.parse(data) == http.Request(method, host, path)
 
 
+def test_two_hosts_that_disagree_are_ambiguous_and_two_that_agree_are_not() -> None:
+    for second, blind in ((b"b.example", Blind.AMBIGUOUS), (b"a.example", Blind.NOT_BLIND)):
+        stream = Stream(0)
+        stream.add(0, b"GET / HTTP/1.1\r\nHost: a.example\r\nX: y\r\nHOST : " + second + b"\r\n\r\n")
+        sight = look(stream)
+        assert sight is not None
+        assert sight.blind == blind
+    body = http.parse(b"POST / HTTP/1.1\r\nHost: a.example\r\n\r\nHost: b.example\r\n")
+    assert body == http.Request("POST", b"a.example", "/")
+
+
 def test_every_shorter_request_wants_more_and_never_shows_the_query() -> None:
     for length in range(1, REQUEST.index(b"Host") + 5):
         assert http.parse(REQUEST[:length]) == http.NEED_MORE, length
