@@ -64,8 +64,14 @@ def flags_message(queue: int, fail_open: bool) -> bytes:
     return config_message(queue, _attribute(5, flags.to_bytes(4, "big")), _attribute(4, mask.to_bytes(4, "big")))
 
 
+class _EnoughError(Exception):
+    """The budget of one `drain` is spent."""
+
+
 class LibraryQueue:
     """NetfilterQueue."""
+
+    BUDGET: Final = 64
 
     def __init__(self, number: int, fail_open: bool, max_queued: int = MAX_QUEUED) -> None:
         from netfilterqueue import NetfilterQueue
@@ -82,7 +88,10 @@ class LibraryQueue:
 
     def drain(self, handle: Handle) -> int:
         self._handle, self._count = handle, 0
-        self._queue.run(block=False)
+        try:
+            self._queue.run(block=False)
+        except _EnoughError:
+            pass
         return self._count
 
     def close(self) -> None:
@@ -99,6 +108,10 @@ class LibraryQueue:
             if mark:
                 packet.set_mark(mark)
             packet.accept()
+        if self._count >= self.BUDGET:
+            # `run` goes on while packets come: under a flood it would never return, and a hook that says nothing for
+            # two seconds is killed. An exception is the only way out, and this packet has its verdict.
+            raise _EnoughError
 
 
 class NetlinkQueue:

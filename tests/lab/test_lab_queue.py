@@ -170,3 +170,31 @@ def test_a_listed_address_is_refused_at_the_first_packet_whatever_the_protocol(l
     assert "you asked" in lab.run("pupil1", f"{CURL} http://{neighbour}/").stdout
     rows = wait_for(lambda: lab.rows("--since", "20s", "--kind", "flow", "--verdict", "block"))
     assert {(row["dst"], row["reason"], row["rule"]) for row in rows} >= {(address, "rule", "rule:bad_net")}  # type: ignore[union-attr, attr-defined]
+
+
+FLOOD = """
+import socket
+links = []
+for number in range(400):
+    link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    link.bind(("", 20000 + number))
+    link.sendto(b"packet", ("198.51.100.21", 7777))
+    links.append(link)
+"""
+
+
+def test_the_library_stops_at_its_budget_and_loses_nothing(tmp_path: Path) -> None:
+    with Lab.running(tmp_path, flush="1s", binding="netfilterqueue") as lab:
+        pid = lab.processes()["nfq/0"]
+        with lab.popen("internet", [sys.executable, "-c", LISTEN, "2.5"], stdout=subprocess.PIPE) as listener:
+            assert listener.stdout is not None
+            assert listener.stdout.readline() == "ready\n"
+            os.kill(pid, signal.SIGSTOP)
+            lab.run("pupil1", [sys.executable, "-c", FLOOD], check=True)
+            os.kill(pid, signal.SIGCONT)
+            arrived = listener.communicate(timeout=20)[0].split()
+        assert arrived[-1] == "400"
+        queue = wait_for(lambda: queue_of(lab))
+        assert isinstance(queue, QueueState)
+        assert queue.waiting == 0
+        assert lab.processes()["nfq/0"] == pid
