@@ -7,11 +7,11 @@ renewed only while they do; with `closed` they go in at once and stay, whoever i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Final
 
-from nfq.firewall import Firewall
-from nfq.rules import Plan
+from nfq.firewall import Firewall, Listed
+from nfq.rules import NatBlock, Plan
 from policy.config import Config
 from policy.errors import GatehouseError
 
@@ -22,7 +22,9 @@ CHECK_S: Final = 5.0
 class Guard:
     """The rules of this router. `handle_timer` once a second."""
 
-    def __init__(self, config: Config, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: Config, now_s: Callable[[], float] = time.monotonic, nat: tuple[NatBlock, ...] = ()
+    ) -> None:
         self._enabled = config.main.firewall != "none"
         self._closed = config.main.on_failure == "closed"
         self._wanted = {f"dns/{n}" for n in range(config.dns.workers)} if config.dns.enabled else set()
@@ -35,7 +37,15 @@ class Guard:
             mask=config.nfq.mark_mask,
             dns_port=config.dns.port if config.dns.enabled else 0,
             closed=self._closed,
+            devices=config.nfq.offload_device,
+            nat=nat,
         )
+        self._may_repair = config.nfq.offload == "repair"
+        self._offload = ""
+        self._networks: Sequence[Listed] = ()
+        self._fill = False
+        self.offered = -1
+        """Packets that the rules have sent to our queues; -1: not looked at since `take_offered`."""
         self._firewall = Firewall(plan, config.main.firewall)
         self._now_s = now_s
         self._check_at = 0.0
@@ -57,6 +67,9 @@ class Guard:
             if not self._is_there():
                 self._repaired += 1
                 self._apply(told, "were removed, applied again")
+            self._look_for_offload(told)
+        if self._is_applied and self._fill:
+            self._fill_sets(told)
         if self._is_applied and self._dns and alive >= self._dns:
             self._firewall.renew_lease()
         return told
@@ -70,10 +83,46 @@ class Guard:
         except GatehouseError as error:
             self._trouble = str(error)
 
+    def take_offered(self) -> int:
+        """How many packets the rules had sent to our queues by the last look at them; once a look, else -1."""
+        offered, self.offered = self.offered, -1
+        return offered
+
+    def list_networks(self, networks: Sequence[Listed]) -> None:
+        """Networks that the policy blocks for somebody: into the firewall's sets with the next `handle_timer`."""
+        if networks != self._networks:
+            self._networks = networks
+            self._fill = True
+
+    def _fill_sets(self, told: list[tuple[str, str]]) -> None:
+        self._fill = False
+        try:
+            self._firewall.fill_sets(self._networks)
+        except GatehouseError as error:
+            told.append(("rules", f"listed addresses: {error}"))
+
+    def _look_for_offload(self, told: list[tuple[str, str]]) -> None:
+        """Somebody else's flow offload takes flows at their handshake, before any name: we would see nothing."""
+        found = ", ".join(self._firewall.find_offload())
+        if found and self._may_repair and self._firewall.stop_offload():
+            told.append(("offload", f"{found}: taken out; set firewall.@defaults[0].flow_offloading to 0"))
+            found = ""
+        elif found and found != self._offload:
+            told.append(("offload", f"degraded: {found} takes flows past us"))
+        elif self._offload and not found:
+            told.append(("offload", f"{self._offload}: gone"))
+        self._offload = found
+
     def troubles(self) -> list[str]:
         """What is wrong now, in words for a person."""
         if not self._enabled:
             return []
+        if self._offload:
+            words = "set firewall.@defaults[0].flow_offloading to 0"
+            return [
+                f"offload: {self._offload} takes flows past us; {words}",
+                *([self._trouble] if self._trouble else []),
+            ]
         if self._trouble:
             return [self._trouble]
         return [] if self._is_applied else ["rules are not applied yet"]
@@ -83,6 +132,8 @@ class Guard:
             "backend": self._firewall.name,
             "applied": self._is_applied,
             "repaired": self._repaired,
+            "offload": self._offload,
+            "listed": len(self._networks),
             "enabled": self._enabled,
         }
 
@@ -96,11 +147,15 @@ class Guard:
             return
         self._trouble = ""
         self._is_applied = True
+        self.offered = 0  # new chains count from nothing
+        self._fill = bool(self._networks)
         told.append(("rules", text))
 
     def _is_there(self) -> bool:
         try:
-            return self._firewall.is_present()
+            saved = self._firewall.look()
+            self.offered = saved.offered if saved is not None else -1
+            return saved is not None
         except GatehouseError as error:
             self._trouble = str(error)
             return False

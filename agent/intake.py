@@ -26,6 +26,14 @@ Who: TypeAlias = tuple[bytes, bytes, str]
 """Client address, hardware address, session."""
 
 
+class Visibility(Protocol):
+    """What intake asks of `agent.visibility.Visibility`."""
+
+    def learn(self, device: bytes, dns: Dns) -> None: ...
+
+    def settle(self, device: bytes, flow: Flow) -> Flow: ...
+
+
 class Ring(Protocol):
     """What intake asks of `storage.writer.Ring`."""
 
@@ -92,6 +100,7 @@ class Intake:
         session_of: Callable[[bytes, bytes, int], str] | None = None,
         capture: Callable[[Sequence[Event]], Sequence[Event]] | None = None,
         takes_all: Callable[[], bool] | None = None,
+        visibility: Visibility | None = None,
     ) -> None:
         """`session_of`: whose an address (of a MAC) was at a time; `capture`: what may be kept of records.
 
@@ -103,6 +112,7 @@ class Intake:
         self._session_of = session_of
         self._capture = capture or _everything
         self._takes_all = takes_all or (lambda: capture is None)
+        self._visibility = visibility
         self._peers: dict[int, _Peer] = {}
         self._marks: dict[bytes, int] = dict(ring.marks())
         self._since_ms = ring.last_commit_ms
@@ -194,6 +204,12 @@ class Intake:
             self.pending += 1
         return kept
 
+    def record_later(self, event: Event) -> None:
+        """The same for what need not be on flash at once: with the next flush."""
+        if kept := self._capture((event,)):
+            self._ring.add(kept)
+            self.pending += 1
+
     def workers(self, now_ms: int) -> list[WorkerState]:
         """Who is connected now."""
         return sorted(
@@ -250,6 +266,16 @@ class Intake:
         self.counters["events"] += len(events)
         return events
 
+    def _learn_folded(self, frame: Folded) -> None:
+        """Who was answered what, each pair once however often it was asked."""
+        if self._visibility is None:
+            return
+        for who, which in set(zip(frame.who, frame.which, strict=True)):
+            if frame.templates[which].answers:
+                client = frame.clients[who]
+                device = self._identify(client).mac or client
+                self._visibility.learn(device, frame.templates[which]._replace(at_ms=frame.at_ms[-1]))
+
     def _complete(self, event: Event) -> Event:
         """Fill in whose address it is."""
         if isinstance(event, Flow) and event.mac:
@@ -257,7 +283,13 @@ class Intake:
         if isinstance(event, Dns | Flow | Flood):
             known = self._identify(event.client)
             mac = event.mac or known.mac
-            return event._replace(mac=mac, session=self._session(event.client, mac, known, event.at_ms))
+            event = event._replace(mac=mac, session=self._session(event.client, mac, known, event.at_ms))
+            if self._visibility is not None:
+                if isinstance(event, Flow):
+                    return self._visibility.settle(mac or event.client, event)
+                if isinstance(event, Dns):
+                    self._visibility.learn(mac or event.client, event)
+            return event
         if isinstance(event, Nat):
             known = self._identify(event.client)
             return event._replace(session=self._session(event.client, known.mac, known, event.at_ms))
@@ -280,6 +312,7 @@ class Intake:
 
     def _take_folded(self, frame: Folded, source: bytes) -> Sequence[Event]:
         whos = self._whos_of(frame)
+        self._learn_folded(frame)
         one_each = [who for who in whos if who is not None]
         if self._takes_all() and len(one_each) == len(whos):
             self._ring.add_folded(frame.templates, frame.which, frame.at_ms, one_each, frame.who, source, frame.seq)

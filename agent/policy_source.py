@@ -12,17 +12,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-from agent import decider
+from agent import decider, listed
 from agent.bundles import apply_bundle, sections_of
 from agent.compiler import compile_policy
+from nfq.firewall import Listed
 from policy.config import Config
 from policy.digest import sha256
 from policy.engine import Engine
 from policy.errors import ConfigError
 from policy.event import Maintenance
+from policy.override import Override
 from policy.rules import Policy, load_policy
 from policy.uci import Section
 
@@ -125,6 +127,11 @@ class Keeper:
             self._again = False
             self.compile_soon()
         return records
+
+    def networks(self, overrides: Iterable[Override], now_s: float) -> list[Listed]:
+        """Every network that is blocked for somebody. Raises: ConfigError."""
+        image = decider.open_image(self._policy.table, [])
+        return listed.networks([image] if image is not None else [], self._policy, overrides, now_s)
 
     def troubles(self) -> list[str]:
         """What is wrong now, in words for a person."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from agent import launch, neighbours, policy_source
+from agent import decider, launch, neighbours, policy_source
 from agent.__main__ import read_config
 from agent.addresses import Addresses
 from agent.audit import Audit
@@ -17,19 +18,23 @@ from agent.control import BUSY, IDLE, Answer, Request
 from agent.exceptions import Exceptions
 from agent.firewall import Guard
 from agent.hooks import event_path
-from agent.intake import Intake
+from agent.intake import Identity, Intake
 from agent.legal import Gate
 from agent.notice import path_of
 from agent.notice_server import NoticeServer
 from agent.people import People
+from agent.queues import Queues
 from agent.records import Records, filter_of
 from agent.server import Server, Timer
 from agent.session_desk import Desk
+from agent.translations import Blocks, Events, outside_address
 from agent.version import VERSION
+from agent.visibility import Visibility
 from agent.watchful import Watch, config_hash
+from nfq.kernel import QUEUES_FILE
 from policy.config import Config
 from policy.errors import GatehouseError, StorageError
-from policy.event import Event, Gap, Maintenance
+from policy.event import Event, Gap, Maintenance, Nat
 from policy.frame import Client, Reload
 from storage.register import Register
 
@@ -38,6 +43,7 @@ NEIGHBOURS_S: Final = 5.0
 ALIVE_S: Final = 1.0
 NOTICE_S: Final = 10.0
 """Between two looks at the published notice."""
+QUEUES_S: Final = 2.0
 
 
 class Agent:
@@ -65,6 +71,7 @@ class Agent:
             last_access=self.records.last_access,
             is_erasable=lambda: self.gate.may_erase,
         )
+        self.visibility = Visibility() if config.nfq.enabled else None
         self.intake = Intake(
             self.records.ring,
             self.addresses.identify,
@@ -72,8 +79,13 @@ class Agent:
             session_of=self.desk.attribute if config.session.enabled else None,
             capture=self.gate.take,
             takes_all=self.gate.takes_all,
+            visibility=self.visibility,
         )
-        self.guard = Guard(config)
+        self.nat = Blocks(config.nfq)
+        self.nat_events: Events | None = None
+        self.nat_trouble = ""
+        self.guard = Guard(config, nat=self.nat.blocks)
+        self.queues = Queues(config.nfq, config.main.on_failure == "closed")
         self.policy = policy_source.Keeper(config, path)
         self.storage_trouble = ""
         self._briefed: set[tuple[str, int]] = set()
@@ -115,6 +127,8 @@ class Agent:
                 Timer(ALIVE_S, self.every_second),
                 Timer(NEIGHBOURS_S, self.look_around),
                 Timer(NOTICE_S, self.look_at_notice),
+                *([Timer(ALIVE_S, self.record_translations)] if config.nfq.nat == "events" else []),
+                *([Timer(QUEUES_S, self.watch_queues)] if config.nfq.enabled else []),
             ),
         )
         self.notice = NoticeServer(self.notice_page, self.server.watch, self.server.forget)
@@ -135,6 +149,7 @@ class Agent:
             self.desk.begin(was_orderly=ended_ms is None)
         self.notice.open(self.config.notice.listen)
         self.policy.compile_soon()
+        self.list_networks()
         self.server.run()
         self.guard.remove()
         self.desk.close()
@@ -191,15 +206,43 @@ class Agent:
         for action, text in self.guard.handle_timer(alive):
             self.note(action, "rules", text)
 
+    def watch_queues(self) -> None:
+        """What the kernel says of our queues: losses on record, a worker that has lost its queue started again."""
+        now_ms = self.clock.boottime_ms()
+        alive = {worker.name: worker.pid for worker in self.intake.workers(now_ms) if worker.silent_ms < 1_500}
+        try:
+            with open(QUEUES_FILE, encoding="ascii") as file:
+                watch = self.queues.look(file.read(), self.guard.take_offered(), alive, now_ms)
+        except OSError as error:  # no nfnetlink_queue in this kernel: the worker says so louder
+            print(f"agent: {QUEUES_FILE}: {error.strerror}", file=sys.stderr, flush=True)
+            return
+        for gap in watch.records:
+            self.server.publish(self.intake.record(gap))
+        for name in watch.lost:
+            self.note("queue", name, "unbound: the worker is started again")
+            try:
+                os.kill(alive[name], signal.SIGKILL)
+            except OSError:
+                pass
+
     def tell(self, event: Maintenance) -> None:
         """A change of the policy: on record, and the hooks read it."""
         self.server.publish(self.intake.record(event))
         for role in ("dns", "nfq"):
             self.server.command(role, Reload())
+        self.list_networks()
 
     def take_policy(self) -> None:
         for event in self.policy.poll(self.clock.boottime_ms()):
             self.tell(event)
+
+    def list_networks(self) -> None:
+        """The firewall's sets follow the policy."""
+        overrides = decider.read_overrides(self.config.main.state_dir, []).active
+        try:
+            self.guard.list_networks(self.policy.networks(overrides, time.time()))
+        except GatehouseError as error:
+            print(f"agent: listed networks: {error}", file=sys.stderr, flush=True)
 
     def brief_hooks(self, now_ms: int) -> None:
         """Tell each hook what is known of the clients' addresses: all of it to a new one, else what changed."""
@@ -209,9 +252,37 @@ class Agent:
         workers = {(worker.name, worker.pid) for worker in self.intake.workers(now_ms)}
         facts = self.addresses.items() if workers - self._briefed else changed.items()
         self._briefed = workers
+        self.record_blocks(changed, now_ms)
         for address, known in facts:
             for role in ("dns", "nfq"):
                 self.server.command(role, Client(address, known.mac, self.desk.account_of(address), "", ""))
+
+    def record_blocks(self, changed: Mapping[bytes, Identity], now_ms: int) -> None:
+        """Who has which outside ports from now on."""
+        if not self.nat.blocks:
+            return
+        outside = outside_address()
+        for address, known in changed.items():
+            for record in self.nat.changed(address, known, outside, now_ms):
+                self.server.publish(
+                    self.intake.record(record._replace(session=self.desk.attribute(address, known.mac, now_ms)))
+                )
+
+    def record_translations(self) -> None:
+        """Each new flow that conntrack translated, where there are no blocks."""
+        now_ms = self.clock.boottime_ms()
+        try:
+            self.nat_events = self.nat_events or Events()
+            lost, found = self.nat_events.lost, self.nat_events.read()
+        except OSError as error:
+            self.nat_trouble = f"nat: no conntrack events: {error.strerror}; is kmod-nf-conntrack-netlink installed?"
+            return
+        self.nat_trouble = ""
+        for client, outside, port, protocol in found:
+            session = self.desk.attribute(client, self.addresses.identify(client).mac, now_ms)
+            self.intake.record_later(Nat(now_ms, client, outside, port, port, protocol, 0, session))
+        if self.nat_events.lost > lost:
+            self.intake.record(Gap(now_ms, "nat", -1, now_ms - 1000, now_ms, "conntrack told more than was taken in"))
 
     def look_around(self) -> None:
         self.addresses.refresh(read_neighbours())
@@ -287,6 +358,7 @@ class Agent:
         troubles += self.guard.troubles()
         troubles += self.policy.troubles()
         troubles += filter(None, [self.gate.trouble, self.notice.trouble, *self.desk.troubles()])
+        troubles += [self.nat_trouble] if self.nat_trouble else []
         ring = self.records.status()
         troubles += filter(None, {self.server.storage_error, self.storage_trouble, str(ring["trouble"])})
         if ring.get("at_risk"):
@@ -307,8 +379,10 @@ class Agent:
                 "intake": dict(self.intake.counters),
                 "legal": self.gate.describe(),
                 "sessions": {"open": len(self.desk.sessions), **self.desk.sessions.counters, **self.desk.counters},
+                "visibility": self.visibility.describe() if self.visibility else {},
                 "policy": self.policy.describe(),
                 "rules": self.guard.describe(),
+                "queues": self.queues.describe() if self.config.nfq.enabled else {},
                 "ring": ring,
             }
         }

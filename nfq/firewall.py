@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from typing import Final, Protocol
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
 
-from nfq import rules
+from nfq import kernel, rules
 from policy.errors import ConfigError
 
 TIMEOUT_S: Final = 10
@@ -20,6 +21,17 @@ _RATE_MASKS: Final = (
     ("/proc/sys/net/ipv4/icmp_ratemask", "6160"),
     ("/proc/sys/net/ipv6/icmp/ratemask", "0-0,3-127"),
 )
+
+
+class Listed(NamedTuple):
+    """A network that a list or a rule names."""
+
+    text: str
+    """CIDR."""
+    bits: int
+    """32 or 128."""
+    timeout_s: int = 0
+    """0: until the policy changes."""
 
 
 class Backend(Protocol):
@@ -33,8 +45,16 @@ class Backend(Protocol):
         """Take them out again; what is not there is not missed."""
         ...
 
-    def is_present(self) -> bool:
-        """Are they all there?"""
+    def look(self) -> kernel.Saved:
+        """What is in the kernel now. Raises: ConfigError."""
+        ...
+
+    def is_whole(self, saved: kernel.Saved) -> bool:
+        """Is that what `apply` left?"""
+        ...
+
+    def fill_sets(self, networks: Sequence[Listed]) -> None:
+        """Put these networks, and no others, into the sets of listed addresses. Raises: ConfigError."""
         ...
 
     def renew_lease(self) -> None:
@@ -48,7 +68,8 @@ class Firewall:
     def __init__(self, plan: rules.Plan, backend: str = "auto") -> None:
         self.plan = plan
         self._wanted = backend
-        self._backend: Backend | None = None
+        self._backend: Nft | Iptables | None = None
+        self._has_flowoffload = False
 
     @property
     def name(self) -> str:
@@ -72,16 +93,54 @@ class Firewall:
         for backend in (self._backend,) if self._backend else (Nft(self.plan), Iptables(self.plan)):
             backend.remove()
 
+    def look(self) -> kernel.Saved | None:
+        """Our rules as they are now; None: they are not as `apply` left them. Raises: ConfigError."""
+        if self._backend is None:
+            return None
+        saved = self._backend.look()
+        self._has_flowoffload = saved.offload
+        return saved if self._backend.is_whole(saved) else None
+
     def is_present(self) -> bool:
         """Are they all there?"""
-        return self._backend is not None and self._backend.is_present()
+        return self.look() is not None
+
+    def fill_sets(self, networks: Sequence[Listed]) -> None:
+        """Listed addresses: a SYN to one of them comes up to be decided. Raises: ConfigError."""
+        if self._backend is not None:
+            self._backend.fill_sets(networks)
+
+    def find_offload(self) -> list[str]:
+        """Whose flow offload would take flows past us: `table inet fw4, flowtable ft`."""
+        found = ["iptables FLOWOFFLOAD"] if self._has_flowoffload else []
+        return found + [f"table {family} {table}, flowtable {name}" for family, table, name in self._flowtables()]
+
+    def stop_offload(self) -> bool:
+        """Take the rules out that put flows into other people's flowtables. False: some are left."""
+        for family, table, name in self._flowtables():
+            listed = _run(["nft", "-a", "list", "table", family, table])
+            for chain, handle in kernel.find_flow_rules(listed, name):
+                _try(["nft", "delete", "rule", family, table, chain, "handle", str(handle)])
+        return not self._has_flowoffload and not self._flowtables()
+
+    def _flowtables(self) -> list[tuple[str, str, str]]:
+        """Flowtables with rules that fill them: the table alone does no harm."""
+        try:
+            named = kernel.find_flowtables(_run(["nft", "list", "flowtables"]))
+            return [
+                (family, table, name)
+                for family, table, name in named
+                if kernel.find_flow_rules(_run(["nft", "-a", "list", "table", family, table]), name)
+            ]
+        except ConfigError:  # no nft: then nobody has a flowtable
+            return []
 
     def renew_lease(self) -> None:
         """The DNS hook lives."""
         if self._backend is not None:
             self._backend.renew_lease()
 
-    def _choose(self) -> Backend:
+    def _choose(self) -> Nft | Iptables:
         if self._wanted == "iptables":
             return Iptables(self.plan)
         if self._wanted == "nft" or _try(["nft", "-c", "-f", "-"], rules.nft(self.plan)):
@@ -94,24 +153,26 @@ class Nft:
 
     def __init__(self, plan: rules.Plan) -> None:
         self._plan = plan
+        self._reference: tuple[str, ...] = ()
 
     def apply(self) -> None:
         text = rules.nft(self._plan)
         # Checked first: a ruleset that the kernel cannot take must not cost the one that is there.
         _run(["nft", "-c", "-f", "-"], text)
         _run(["nft", "-f", "-"], text)
+        self._reference = self.look().ours
 
     def remove(self) -> None:
         _try(["nft", "delete", "table", "inet", "gatehouse"])
 
-    def is_present(self) -> bool:
+    def look(self) -> kernel.Saved:
         try:
-            listed = _run(["nft", "list", "table", "inet", "gatehouse"])
+            return kernel.read_nft(_run(["nft", "-t", "list", "table", "inet", "gatehouse"]))
         except ConfigError:
-            return False
-        return all(f"chain {chain} {{" in listed for chain in ("dns", "first", "verdict", "blocked")) and (
-            not self._plan.queues or "queue" in listed
-        )
+            return kernel.Saved((), 0)
+
+    def is_whole(self, saved: kernel.Saved) -> bool:
+        return bool(saved.ours) and saved.ours == self._reference
 
     def renew_lease(self) -> None:
         # Deleted and added again in one transaction: adding an element that is there does not renew its timeout.
@@ -119,37 +180,53 @@ class Nft:
         text = f"add {lease} }}\ndelete {lease} }}\nadd {lease} timeout {rules.LEASE_S}s }}\n"
         _try(["nft", "-f", "-"], text)
 
+    def fill_sets(self, networks: Sequence[Listed]) -> None:
+        lines = []
+        for name, bits in (("blocked4", 32), ("blocked6", 128)):
+            lines.append(f"flush set inet gatehouse {name}")
+            elements = [_element(net) for net in networks if net.bits == bits]
+            for at in range(0, len(elements), 1000):
+                lines.append(f"add element inet gatehouse {name} {{ {', '.join(elements[at : at + 1000])} }}")
+        _run(["nft", "-f", "-"], "\n".join(lines) + "\n")
+
+
+def _element(net: Listed) -> str:
+    return f"{net.text} timeout {net.timeout_s}s" if net.timeout_s else net.text
+
 
 class Iptables:
     """iptables: older OpenWrt, and kernels without nft_queue."""
 
     def __init__(self, plan: rules.Plan) -> None:
-        self._plan = plan
+        # Sets need another tool and another kernel module; without, an address is decided at the first data.
+        self._plan = plan._replace(sets=self._make_sets())
+        self._reference: tuple[str, ...] = ()
 
     def apply(self) -> None:
         for family, tool in _FAMILIES:
             _run([f"{tool}-restore", "--noflush", "--wait", "5"], rules.iptables(self._plan, family))
-            for table, chain, ours in rules.JUMPS:
+            for table, chain, ours in _jumps(family):
                 if not _is_there(tool, table, chain, ours):
                     _run([tool, "-w", "5", "-t", table, "-I", chain, "1", "-j", ours])
+        self._reference = self.look().ours
 
     def remove(self) -> None:
-        for _, tool in _FAMILIES:
-            for table, chain, ours in rules.JUMPS:
+        for family, tool in _FAMILIES:
+            for table, chain, ours in _jumps(family):
                 while _is_there(tool, table, chain, ours):
                     _run([tool, "-w", "5", "-t", table, "-D", chain, "-j", ours])
             for order in ("-F", "-X"):  # first empty them all: a chain that another jumps to cannot be deleted
                 for table, chain in rules.CHAINS:
                     _try([tool, "-w", "5", "-t", table, order, chain])
+        for name in (rules.SET4, rules.SET6):
+            _try(["ipset", "destroy", name])
 
-    def is_present(self) -> bool:
-        for _, tool in _FAMILIES:
-            if not all(_is_there(tool, table, chain, ours) for table, chain, ours in rules.JUMPS):
-                return False
-            saved = _run([f"{tool}-save"])
-            if ("NFQUEUE" not in saved and self._plan.queues) or "-A GH-BLOCKED" not in saved:
-                return False
-        return True
+    def look(self) -> kernel.Saved:
+        # Two processes for all rules of all tables; asking for each rule by itself took a dozen.
+        return kernel.read_iptables([_run([f"{tool}-save", "-c"]) for _, tool in _FAMILIES])
+
+    def is_whole(self, saved: kernel.Saved) -> bool:
+        return bool(saved.ours) and saved.ours == self._reference
 
     def renew_lease(self) -> None:
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
@@ -158,6 +235,29 @@ class Iptables:
                     link.sendto(b"gatehouse lives", (address, rules.LEASE_PORT))
             except OSError:  # EPERM says that our rule has taken it; anything else, that this family is not here
                 pass
+
+    def fill_sets(self, networks: Sequence[Listed]) -> None:
+        if not self._plan.sets:
+            return
+        lines = []
+        for name, bits in ((rules.SET4, 32), (rules.SET6, 128)):
+            lines.append(f"flush {name}")
+            for net in networks:
+                if net.bits == bits:
+                    lines.append(f"add {name} {net.text} timeout {net.timeout_s}")
+        _run(["ipset", "restore", "-exist"], "\n".join(lines) + "\n")
+
+    @staticmethod
+    def _make_sets() -> bool:
+        made = [
+            _try(["ipset", "create", "-exist", name, "hash:net", "family", family, "maxelem", "131072", "timeout", "0"])
+            for name, family in ((rules.SET4, "inet"), (rules.SET6, "inet6"))
+        ]
+        return all(made)
+
+
+def _jumps(family: int) -> list[tuple[str, str, str]]:
+    return [(table, chain, ours) for table, chain, ours in rules.JUMPS if family == 4 or ours not in rules.ONLY4]
 
 
 def _is_there(tool: str, table: str, chain: str, ours: str) -> bool:

@@ -1,42 +1,58 @@
 """Flows that are not yet decided, and those that just were. No sockets, no clock.
 
-Holds each undecided flow's first octets, put together by sequence number, and the verdicts of the last seconds, because
-a second segment can be queued before the first one's verdict has reached the conntrack mark.
+Holds each undecided flow's first octets, put together by their place, and the verdicts of the last seconds, because a
+second segment can be queued before the first one's verdict has reached the conntrack mark.
 Rule: every table has a bound in entries, octets and seconds; what is pushed out is reported, not forgotten.
 """
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-Key: TypeAlias = tuple[bytes, bytes, int, int, int]
+if TYPE_CHECKING:
+    from nfq.quic import Initials
+
+Key: TypeAlias = bytes
+"""Source, destination, ports, and one octet more if the protocol is not TCP: see `nfq.packet.key_of`."""
 
 MAX_PENDING: Final = 4096
-"""Undecided flows at once: at 5 s each, 800 new half-open hellos a second."""
+"""Undecided flows at once: at 30 s each, 136 new half-open hellos a second for ever, or a burst of 4,096."""
+MAX_HELD: Final = 4 << 20
+"""Octets of all undecided flows together. A half-open post-quantum hello holds 1,400."""
 MAX_OCTETS: Final = 16 << 10
+"""Of one flow: the largest hello and request head that are waited for."""
 MAX_PACKETS: Final = 12
-PENDING_S: Final = 5.0
+PENDING_S: Final = 30.0
+"""Servers close a connection that has not said what it wants after 10 s to 60 s."""
 DECIDED_S: Final = 4.0
 MAX_DECIDED: Final = 16384
+MAX_LATE: Final = 8192
+MAX_STARTS: Final = 4
+NEAR: Final = 1 << 17
+"""Octets around the deciding segment in which another one is the same connection's; a wrong guess: 1 in 16,384."""
 
 
 class Stream:
-    """The first octets of one direction of a TCP connection, in any order of arrival."""
+    """The first octets of one direction, in any order of arrival. `start`: the number of the first one known so far."""
 
-    __slots__ = ("_parts", "_start", "ambiguous", "client_mac", "first_s", "packets")
+    __slots__ = ("_parts", "_start", "_starts", "ambiguous", "size")
 
-    def __init__(self, start: int, now_s: float) -> None:
+    def __init__(self, start: int) -> None:
         self._start = start
         self._parts: dict[int, bytes] = {}
-        self.packets = 0
-        self.first_s = now_s
+        self._starts: list[int] = [start]
+        self.size = 0
+        """Octets held."""
         self.ambiguous = False
         """Two segments gave different octets for the same place."""
-        self.client_mac = b""
+
+    @property
+    def start(self) -> int:
+        """The number of the first octet."""
+        return self._start
 
     def add(self, seq: int, payload: bytes) -> None:
         """Take a segment. What was there first counts; a contradiction is noted."""
-        self.packets += 1
         offset = (seq - self._start) & 0xFFFFFFFF
         if offset >= 0x80000000:
             # A segment from before the first one we saw: the stream begins earlier than we thought.
@@ -45,6 +61,8 @@ class Stream:
                 return
             self._parts = {at + shift: part for at, part in self._parts.items()}
             self._start, offset = seq, 0
+            if len(self._starts) < MAX_STARTS:
+                self._starts.append(seq)
         if offset > MAX_OCTETS:
             return
         payload = payload[: MAX_OCTETS - offset]
@@ -54,76 +72,152 @@ class Stream:
             self.ambiguous = self.ambiguous or held[:same] != payload[:same]
             if len(payload) <= len(held):
                 return
+            self.size -= len(held)
             payload = held + payload[len(held) :]
         self._parts[offset] = payload
+        self.size += len(payload)
 
     def data(self) -> bytes:
         """Octets from the beginning up to the first hole."""
-        whole = b""
-        for offset in sorted(self._parts):
-            part = self._parts[offset]
-            if offset > len(whole):
+        parts = self._parts
+        if 0 not in parts:
+            return b""
+        if len(parts) == 1 and 0 in parts:
+            return parts[0]
+        whole = bytearray()
+        for offset in sorted(parts):
+            part, end = parts[offset], len(whole)
+            if offset == end:
+                whole += part
+                continue
+            if offset > end:
                 break
-            overlap = whole[offset:]
-            same = min(len(overlap), len(part))
-            if overlap[:same] != part[:same]:
+            same = min(end - offset, len(part))
+            if whole[offset : offset + same] != part[:same]:
                 self.ambiguous = True
-            whole += part[len(overlap) :]
-        return whole
+            whole += part[same:]
+        return bytes(whole)
+
+    def later_starts(self) -> list[bytes]:
+        """The same octets as they would read if the stream began where it was once thought to.
+
+        An octet in front of the first one that counts (a keep-alive probe, or a forgery meant for us) must not hide
+        the hello behind it.
+        """
+        whole = self.data()
+        return [whole[(start - self._start) & 0xFFFFFFFF :] for start in self._starts if start != self._start]
+
+
+class Pending:
+    """One undecided flow."""
+
+    __slots__ = ("first_s", "initials", "mac", "packets", "stream")
+
+    def __init__(self, now_s: float, mac: bytes, stream: Stream | None, initials: Initials | None) -> None:
+        self.first_s = now_s
+        self.mac = mac
+        self.packets = 0
+        self.stream = stream
+        """TCP."""
+        self.initials = initials
+        """QUIC."""
+
+    @property
+    def size(self) -> int:
+        """Octets held."""
+        if self.stream is not None:
+            return self.stream.size
+        return self.initials.size if self.initials is not None else 0
 
     @property
     def is_full(self) -> bool:
-        return self.packets >= MAX_PACKETS or sum(map(len, self._parts.values())) >= MAX_OCTETS
+        return self.packets >= MAX_PACKETS or self.size >= MAX_OCTETS
+
+
+def is_near(entry: int, seq: int) -> bool:
+    """Does `seq` belong to the connection that was decided? Another one's numbers begin elsewhere (RFC 6528)."""
+    return (seq - (entry >> 4) + NEAR) & 0xFFFFFFFF < 2 * NEAR
 
 
 class Flows:
-    """All streams under way, and the recent verdicts as marks."""
+    """All flows under way, and the recent verdicts as marks (never 0)."""
 
     def __init__(self) -> None:
-        self._pending: dict[Key, Stream] = {}
-        self._decided: dict[Key, int] = {}
-        self._older: dict[Key, int] = {}
+        self.pending: dict[Key, Pending] = {}
+        self.decided: dict[Key, int] = {}
+        """Sequence number and mark of the packet that decided, as `entry` packs them."""
+        self.older: dict[Key, int] = {}
+        """`decided` of a few seconds ago: the hot path reads both without a call."""
+        self.late: dict[Key, int] = {}
+        """Flows that fell silent undecided, and what their rest gets if it comes after all."""
+        self._held = 0
         self._turn_s = 0.0
 
     def __len__(self) -> int:
-        return len(self._pending)
+        return len(self.pending)
 
-    def stream(self, key: Key, start: int, now_s: float) -> Stream:
-        """The flow's stream, a new one if need be."""
-        found = self._pending.get(key)
-        if found is None:
-            found = self._pending[key] = Stream(start, now_s)
+    @property
+    def held(self) -> int:
+        """Octets of all undecided flows."""
+        return self._held
+
+    def find_mark(self, key: Key, seq: int) -> int:
+        """The mark this flow was given a while ago; 0: it was not, or the ports are a new connection's now."""
+        found = self.decided.get(key) or self.older.get(key) or self.late.get(key, 0)
+        return found & 15 if found and is_near(found, seq) else 0
+
+    def begin(self, key: Key, pending: Pending) -> None:
+        """A new undecided flow."""
+        self.pending[key] = pending
+
+    def grew(self, octets: int) -> None:
+        """An undecided flow holds so much more."""
+        self._held += octets
+
+    def decide(self, key: Key, mark: int, seq: int) -> None:
+        """The flow is decided: forget its octets, remember its mark for a few seconds."""
+        found = self.pending.pop(key, None)
+        if found is not None:
+            self._held -= found.size
+        if len(self.decided) >= MAX_DECIDED:
+            self.older, self.decided = self.decided, {}
+        self.decided[key] = seq << 4 | mark
+
+    def forget(self, key: Key) -> Pending | None:
+        """A new connection with the same addresses and ports begins. Returns what was left undecided of the old one."""
+        self.decided.pop(key, None)
+        self.older.pop(key, None)
+        self.late.pop(key, None)
+        found = self.pending.pop(key, None)
+        if found is not None:
+            self._held -= found.size
         return found
 
-    def find_mark(self, key: Key) -> int | None:
-        """The mark this flow was given a moment ago; None: it was not."""
-        mark = self._decided.get(key)
-        return self._older.get(key) if mark is None else mark
+    def give_up(self, key: Key, pending: Pending, mark: int) -> None:
+        """A flow that `expire` gave: what still comes of it, however late, gets this mark."""
+        if len(self.late) >= MAX_LATE:
+            self.late.pop(next(iter(self.late)))
+        self.late[key] = (pending.stream.start if pending.stream else 0) << 4 | mark
 
-    def decide(self, key: Key, mark: int) -> None:
-        """The flow is decided: forget its octets, remember its mark for a few seconds."""
-        self._pending.pop(key, None)
-        if len(self._decided) >= MAX_DECIDED:
-            self._older, self._decided = self._decided, {}
-        self._decided[key] = mark
-
-    def forget(self, key: Key) -> None:
-        """A new connection with the same addresses and ports begins."""
-        self._decided.pop(key, None)
-        self._older.pop(key, None)
-        self._pending.pop(key, None)
-
-    def expire(self, now_s: float) -> list[tuple[Key, Stream]]:
-        """Streams that fell silent, or that are too many: the oldest go."""
+    def expire(self, now_s: float) -> list[tuple[Key, Pending]]:
+        """Flows that fell silent, or that are too many: the oldest go."""
         if now_s - self._turn_s > DECIDED_S:
             self._turn_s = now_s
-            self._older, self._decided = self._decided, {}
-        gone: list[tuple[Key, Stream]] = []
-        excess = len(self._pending) - MAX_PENDING
-        for key, stream in self._pending.items():  # in order of arrival
-            if excess <= len(gone) and now_s - stream.first_s <= PENDING_S:
+            self.older, self.decided = self.decided, {}
+        gone: list[tuple[Key, Pending]] = []
+        excess = len(self.pending) - MAX_PENDING
+        held = self._held
+        for key, pending in self.pending.items():  # in order of arrival
+            if excess <= len(gone) and held <= MAX_HELD and now_s - pending.first_s <= PENDING_S:
                 break
-            gone.append((key, stream))
+            gone.append((key, pending))
+            held -= pending.size
+        self._held = held
         for key, _ in gone:
-            del self._pending[key]
+            del self.pending[key]
         return gone
+
+    @property
+    def is_crowded(self) -> bool:
+        """A bound is passed: call `expire` before the next timer."""
+        return len(self.pending) > MAX_PENDING or self._held > MAX_HELD

@@ -7,16 +7,22 @@ Rule: `receive` never raises for anything a peer sends, and each flow that comes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
+from struct import Struct
 from typing import Final, NamedTuple
 
-from nfq import http, tls
-from nfq.flow import Flows, Key, Stream
-from nfq.packet import RST, SYN, TCP, Packet, parse
+from nfq import http, tls, udp
+from nfq.aes import Aes
+from nfq.flow import Flows, Key, Pending, Stream, is_near
+from nfq.packet import RST, SYN, TCP, Packet, ends_of, parse
+from nfq.quic import Budget, Initials, Outcome
+from nfq.tls import Hello
+from nfq.tls import parse as parse_tls
 from policy.errors import PacketError
 from policy.event import MAX_NAME, MAX_PATH, Blind, Flow, Seen
-from policy.verdict import ALLOWED, Decider, Decision, Reason, Verdict
+from policy.frame import Client
+from policy.verdict import Decider, Decision, Reason, Verdict
 
 
 class Mark(IntEnum):
@@ -25,6 +31,10 @@ class Mark(IntEnum):
     UNDECIDED = 0
     ALLOW = 1
     BLOCK = 2
+    PAGE = 3
+    """Blocked, and answered with a page: this packet is dropped, and what follows must not destroy the page."""
+    INJECTED = 4
+    """On our own answers, which belong to no connection that conntrack knows."""
 
 
 class Now(NamedTuple):
@@ -46,127 +56,350 @@ class Sight(NamedTuple):
 
 
 class Reset(NamedTuple):
-    """A connection to reset at the server's side: the client's next octet as the server expects it."""
+    """A connection to reset at the server's side, where the client's next octet is `packet.seq`."""
 
     packet: Packet
+    page: Decision | None = None
+    """Answer the client with a page that says this, in the server's name; None: the rules reject it."""
+    host: str = ""
 
 
-_NAME: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.:")
+class _Known(NamedTuple):
+    """A decision as records and marks need it."""
+
+    mark: int
+    text: str
+    """The name, as it is put on record."""
+    verdict: int
+    reason: int
+    rule: str
+    group: str
+    decision: Decision
+
+
+MAX_CACHED: Final = 2048
+"""Decisions remembered per worker, a name and an address each: 0.4 MB. Most visits go where others just went."""
+MAX_RESETS: Final = 1024
+"""Resets and pages that wait for the shell in one batch; a batch has 32 packets."""
+new_tuple: Final = tuple.__new__
+_TCP4: Final = Struct("!xxH2xHxx2x4s4sHHIIBB").unpack_from
+_NAME: Final = b"abcdefghijklmnopqrstuvwxyz0123456789-_.:"
+_UNDECIDABLE: Final = frozenset({Blind.OVERLOAD, Blind.AMBIGUOUS, Blind.NO_CRYPTO, Blind.TRUNCATED})
+_OF_OUTCOME: Final = {
+    Outcome.OVERLOAD: Sight(seen=Seen.QUIC, blind=Blind.OVERLOAD),
+    Outcome.NO_CRYPTO: Sight(seen=Seen.QUIC, blind=Blind.NO_CRYPTO),
+    Outcome.AMBIGUOUS: Sight(seen=Seen.QUIC, blind=Blind.AMBIGUOUS),
+    Outcome.NOT_QUIC: Sight(blind=Blind.OPAQUE),
+}
+_OVERLOAD: Final = Sight(blind=Blind.OVERLOAD)
+_OPAQUE: Final = Sight(blind=Blind.OPAQUE)
+_ALLOW, _BLOCK, _PAGE = int(Mark.ALLOW), int(Mark.BLOCK), int(Mark.PAGE)
 
 
 class Hook:
-    """All flows of one worker."""
+    """All flows of one worker. `aes`: None where there is none; `initials_per_s`: QUIC packets decrypted at most."""
 
-    def __init__(self, decider: Decider, put: Callable[[Flow], None]) -> None:
+    def __init__(
+        self,
+        decider: Decider,
+        put: Callable[[Flow], None],
+        *,
+        aes: Callable[[], Aes | None] = lambda: None,
+        initials_per_s: int = 400,
+        has_pages: bool = False,
+    ) -> None:
         self.decider = decider
         self._put = put
         self._flows = Flows()
+        self._find_aes = aes
+        self._aes: Aes | None = None
+        self._has_aes: bool | None = None
+        """None: not asked yet; a venue without QUIC need not load it."""
+        self._budget = Budget(initials_per_s)
+        self._has_pages = has_pages
+        self._cache: dict[tuple[bytes, bytes, int], _Known] = {}
+        self._cache_until: dict[int, float] = {}
         self.resets: list[Reset] = []
         """Taken and cleared by the shell."""
-        self.counters: Final = {"packets": 0, "flows": 0, "blocked": 0, "bad_packets": 0, "no_name": 0, "repeated": 0}
+        self._packets = self._fast = self._flows_seen = 0
+        self._counts = {"blocked": 0, "bad_packets": 0, "repeated": 0, "expired": 0, "resets_lost": 0}
+        self._blind: dict[int, int] = {}
 
-    def receive(self, data: bytes, mac: bytes, now: Now) -> Mark:
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """For the heartbeat. `blind_CAUSE` and `flows` make the blind-spot meter."""
+        blind = {f"blind_{Blind(cause).name.lower()}": count for cause, count in self._blind.items()}
+        return {
+            "packets": self._packets,
+            "flows": self._flows_seen + self._fast,
+            **self._counts,
+            "no_name": sum(self._blind.values()),
+            "pending": len(self._flows),
+            "pending_bytes": self._flows.held,
+            **blind,
+        }
+
+    def receive(self, data: bytes, mac: bytes, now: Now) -> int:
         """Decide one queued packet. `data` from its IP header on; `mac` of the sender, 6 octets or empty."""
-        self.counters["packets"] += 1
+        # The usual packet first, written out: IPv4 without options, no fragment, TCP, a whole TLS hello in it, and a
+        # decision on its name that is remembered. Everything else, and everything odd, goes the long way.
+        if len(data) > 60 and data[0] == 0x45 and data[9] == 6:
+            total, fragment, src, dst, sport, dport, seq, _, offset, flags = _TCP4(data)
+            start = 20 + (offset >> 4 << 2)
+            key = data[12:24]
+            flows = self._flows
+            if (
+                40 <= start < len(data)
+                and total == len(data)
+                and not fragment & 0x3FFF
+                and not flags & 6
+                and key not in flows.pending
+                and key not in flows.late
+                # Ports used again within seconds are a new connection if its numbers begin elsewhere.
+                and not ((entry := flows.decided.get(key) or flows.older.get(key)) and is_near(entry, seq))
+            ):
+                if data[start] != 0x16:
+                    return self._receive_request(data, start, key, mac, now)
+                hello = parse_tls(data[start:])
+                if type(hello) is Hello:
+                    name, has_ech = hello
+                    group = self.decider.group_of(src, mac)
+                    wall_s = now[2]
+                    if wall_s is not None and wall_s < self._cache_until.get(group, 0.0):
+                        known = self._cache.get((name, dst, group))
+                        if known is not None and known.mark == 1:
+                            self._packets += 1
+                            self._fast += 1
+                            flows.decided[key] = seq << 4 | 1
+                            if has_ech:
+                                self._blind[8] = self._blind.get(8, 0) + 1
+                            values = (
+                                now[1], src, mac, sport, dst, dport, 6, known.text, 2, 8 if has_ech else 0, "",
+                                known.verdict, known.reason, known.rule, known.group, 0, "", "",
+                            )  # fmt: skip
+                            # Flow's own constructor takes its fields by name, at three times the price.
+                            self._put(new_tuple(Flow, values))
+                            return 1
+        self._packets += 1
+        return self._receive(data, mac, now)
+
+    def _receive_request(self, data: bytes, start: int, key: Key, mac: bytes, now: Now) -> int:
+        """The first segment of a TCP flow that is not TLS: mostly a whole HTTP request."""
+        self._packets += 1
+        request = http.parse(data[start:])
+        if not isinstance(request, http.Request) or not request.host or request.host.translate(None, _NAME):
+            return self._receive(data, mac, now)
+        sight = Sight(request.host, Seen.HTTP, Blind.NOT_BLIND, request.method, request.path)
+        group = self.decider.group_of(data[12:16], mac)
+        known = self._judge_request(sight, data[16:20], group, now.wall_s)
+        if known.mark != _ALLOW:
+            return self._decide(key, parse(data), mac, sight, now)
+        self._flows.decided[key] = int.from_bytes(data[24:28], "big") << 4 | _ALLOW
+        self._record(key, mac, sight, known, now)
+        return _ALLOW
+
+    def _receive(self, data: bytes, mac: bytes, now: Now) -> int:
+        """Any packet."""
         try:
             packet = parse(data)
         except PacketError:
-            self.counters["bad_packets"] += 1
-            return Mark.UNDECIDED
+            self._counts["bad_packets"] += 1
+            return 0
         key = packet.key
         if packet.protocol == TCP:
-            if packet.flags & SYN:
-                self._flows.forget(key)
-                if not packet.payload:
-                    return Mark.UNDECIDED
             if packet.flags & RST:
-                return Mark.UNDECIDED
-        mark = self._flows.find_mark(key)
-        if mark is not None:
-            self.counters["repeated"] += 1
-            return Mark(mark)
-        if packet.protocol != TCP:
-            sight = Sight(blind=Blind.OPAQUE)
-            return self._decide(key, packet, mac, sight, now)
+                return 0
+            if packet.flags & SYN:
+                left = self._flows.forget(key)
+                if left is not None:
+                    self._record_undecided(key, left, now)
+                if not packet.payload:
+                    return self._receive_bare(key, packet, mac, now)
+        mark = self._flows.find_mark(key, packet.seq)
+        if mark:
+            self._counts["repeated"] += 1
+            return mark
         if not packet.payload:
-            return Mark.UNDECIDED
-        stream = self._flows.stream(key, packet.seq, now.monotonic_s)
-        stream.client_mac = mac or stream.client_mac
-        stream.add(packet.seq, packet.payload)
-        found = look(stream)
-        if found is None:
-            if not stream.is_full:
-                return Mark.UNDECIDED
-            found = Sight(blind=Blind.OVERLOAD)
-        return self._decide(key, packet, stream.client_mac, found, now)
+            return 0
+        pending = self._flows.pending.get(key)
+        if pending is None:
+            pending = self._begin(key, packet, now)
+        pending.mac = mac or pending.mac
+        pending.packets += 1
+        before = pending.size
+        sight = self._look(pending, packet, now)
+        self._flows.grew(pending.size - before)
+        if sight is None:
+            if not pending.is_full:
+                if self._flows.is_crowded:
+                    self.handle_timer(now)
+                return 0
+            sight = _OVERLOAD
+        return self._decide(key, packet, pending.mac, sight, now)
+
+    def _receive_bare(self, key: Key, packet: Packet, mac: bytes, now: Now) -> int:
+        """A SYN comes up only for an address that somebody's list names: the rules know which, not for whom."""
+        group = self.decider.group_of(packet.src, mac)
+        decision = self.decider.decide_address(packet.dst, group, now.wall_s)
+        if decision.verdict != Verdict.BLOCK:
+            return 0
+        self._flows.decide(key, _BLOCK, packet.seq)
+        self._record(key, mac, Sight(), self._known(b"", decision, group), now)
+        self._counts["blocked"] += 1
+        return _BLOCK
 
     def handle_timer(self, now: Now) -> None:
-        """Put flows on record that fell silent before their name was complete."""
-        for key, stream in self._flows.expire(now.monotonic_s):
-            sight = Sight(blind=Blind.AMBIGUOUS if stream.ambiguous else Blind.TRUNCATED)
-            self._record(key, stream.client_mac, sight, ALLOWED, self.decider.group_of(key[0], stream.client_mac), now)
+        """Put flows on record that fell silent before their name was complete, or that are too many."""
+        for key, pending in self._flows.expire(now.monotonic_s):
+            self._counts["expired"] += 1
+            mark = self._record_undecided(key, pending, now)
+            self._flows.give_up(key, pending, mark)
 
     def reload(self, decider: Decider) -> None:
         """Decide by another policy from now on."""
         self.decider = decider
+        self.forget_decisions()
 
-    def _decide(self, key: Key, packet: Packet, mac: bytes, sight: Sight, now: Now) -> Mark:
-        group = self.decider.group_of(packet.src, mac)
-        decision = self._ask(packet, sight, group, now)
-        mark = Mark.BLOCK if decision.verdict == Verdict.BLOCK else Mark.ALLOW
-        self._flows.decide(key, mark)
-        self._record(key, mac, sight, decision, group, now)
-        if mark == Mark.BLOCK:
-            self.counters["blocked"] += 1
-            if packet.protocol == TCP:
-                self.resets.append(Reset(packet))
+    def set_client(self, client: Client) -> None:
+        """Whose address it is. An engine keeps that; a decider of another kind need not."""
+        set_client = getattr(self.decider, "set_client", None)
+        if set_client is not None:
+            _, account, interface, ssid = client[1:]
+            set_client(client.address, mac=client.mac, account=account, interface=interface, ssid=ssid)
+
+    def forget_decisions(self) -> None:
+        """The policy, or what it knows of clients, has changed."""
+        self._cache.clear()
+        self._cache_until.clear()
+
+    def _begin(self, key: Key, packet: Packet, now: Now) -> Pending:
+        if packet.protocol == TCP:
+            pending = Pending(now.monotonic_s, b"", Stream(packet.seq), None)
+        else:
+            if self._has_aes is None:
+                self._aes = self._find_aes()
+                self._has_aes = self._aes is not None
+            pending = Pending(now.monotonic_s, b"", None, Initials(self._aes))
+        self._flows.begin(key, pending)
+        return pending
+
+    def _look(self, pending: Pending, packet: Packet, now: Now) -> Sight | None:
+        """What this flow shows by now; None: not enough."""
+        if pending.stream is not None:
+            pending.stream.add(packet.seq, packet.payload)
+            return look(pending.stream)
+        assert pending.initials is not None
+        found = pending.initials.receive(packet.payload, packet.src, self._budget, now.monotonic_s)
+        if isinstance(found, tls.Hello):
+            return _sight_of(found, Seen.QUIC)
+        if found in (Outcome.NEED_MORE, Outcome.OTHER_VERSION):
+            return None
+        if found == Outcome.NOT_QUIC:
+            # Behind the first datagrams of a QUIC flow, short headers and the like say nothing new.
+            return Sight(blind=udp.classify(packet.payload, packet.dport)) if pending.packets == 1 else None
+        return _OF_OUTCOME[found]
+
+    def _decide(self, key: Key, packet: Packet, mac: bytes, sight: Sight, now: Now) -> int:
+        decider = self.decider
+        group = decider.group_of(packet.src, mac)
+        if sight.blind in _UNDECIDABLE:
+            known = self._fail(sight, group)
+        elif sight.seen == Seen.HTTP and sight.name:
+            known = self._judge_request(sight, packet.dst, group, now.wall_s)
+        else:  # without a name too: a window may close everything at this hour
+            known = self._judge(sight.name, packet.dst, group, now.wall_s)
+        mark = known.mark
+        if mark == _BLOCK and sight.seen == Seen.HTTP and self._has_pages:
+            mark = _PAGE
+        self._flows.decide(key, mark, packet.seq)
+        self._record(key, mac, sight, known, now)
+        if mark != _ALLOW:
+            self._block(packet, sight, known.decision)
         return mark
 
-    def _ask(self, packet: Packet, sight: Sight, group: int, now: Now) -> Decision:
-        decider = self.decider
-        if sight.blind in (Blind.OVERLOAD, Blind.AMBIGUOUS):
-            closed = decider.treatment(group).fail == "closed"
-            reason = Reason.AMBIGUOUS if sight.blind == Blind.AMBIGUOUS else None
-            if closed:
-                return Decision(Verdict.BLOCK, reason or Reason.FAIL_CLOSED)
-            return Decision(Verdict.ALLOW, reason or Reason.FAIL_OPEN)
-        if sight.seen == Seen.HTTP and sight.name:
-            decision = decider.decide_url(sight.name, sight.path.encode(), group, now.wall_s)
-        else:  # without a name too: a window may close everything at this hour
-            decision = decider.decide(sight.name, group, now.wall_s)
-        if decision is ALLOWED or (decision.verdict == Verdict.ALLOW and decision.reason == Reason.DEFAULT):
-            by_address = decider.decide_address(packet.dst, group, now.wall_s)
-            if by_address.verdict == Verdict.BLOCK:
-                return by_address
-        return decision
+    def _block(self, packet: Packet, sight: Sight, decision: Decision) -> None:
+        self._counts["blocked"] += 1
+        if packet.protocol != TCP:
+            return
+        if len(self.resets) >= MAX_RESETS:
+            self._counts["resets_lost"] += 1
+            return
+        is_page = self._has_pages and sight.seen == Seen.HTTP
+        self.resets.append(Reset(packet, decision if is_page else None, sight.name.decode("ascii", "replace")))
 
-    def _record(self, key: Key, mac: bytes, sight: Sight, decision: Decision, group: int, now: Now) -> None:
-        src, dst, sport, dport, protocol = key
-        self.counters["flows"] += 1
-        if not sight.name:
-            self.counters["no_name"] += 1
-        name = sight.name.decode("ascii", "backslashreplace")[:MAX_NAME]
-        self._put(
-            Flow(
-                now.boottime_ms,
-                src,
-                mac,
-                sport,
-                dst,
-                dport,
-                protocol,
-                name,
-                int(sight.seen),
-                int(sight.blind),
-                sight.path[:MAX_PATH],
-                int(decision.verdict),
-                int(decision.reason),
-                decision.rule,
-                self.decider.treatment(group).group,
-                0,
-                sight.method,
-            )
+    def _judge(self, name: bytes, dst: bytes, group: int, wall_s: float | None) -> _Known:
+        """The decision on a name and an address. Remembered while it holds."""
+        until = self._cache_until.get(group, 0.0)
+        if wall_s is None or wall_s >= until:
+            until = self._turn(group, wall_s)
+        key = (name, dst, group)
+        found = self._cache.get(key)
+        if found is not None:
+            return found
+        decision = self.decider.decide(name, group, wall_s)
+        if decision.verdict == Verdict.ALLOW and decision.reason == Reason.DEFAULT:
+            decision = self._by_address(dst, group, decision, wall_s)
+        found = self._known(name, decision, group)
+        if until and wall_s is not None:
+            if len(self._cache) >= MAX_CACHED:
+                self._cache.clear()
+            self._cache[key] = found
+        return found
+
+    def _judge_request(self, sight: Sight, dst: bytes, group: int, wall_s: float | None) -> _Known:
+        """The same for a request in clear text, path and all."""
+        decision = self.decider.decide_url(sight.name, sight.path.encode(), group, wall_s)
+        if decision.verdict == Verdict.ALLOW and decision.reason == Reason.DEFAULT:
+            decision = self._by_address(dst, group, decision, wall_s)
+        return self._known(sight.name, decision, group)
+
+    def _known(self, name: bytes, decision: Decision, group: int) -> _Known:
+        mark = _BLOCK if decision.verdict == Verdict.BLOCK else _ALLOW
+        text = name.decode("ascii", "backslashreplace")[:MAX_NAME]
+        verdict, reason = int(decision.verdict), int(decision.reason)
+        return _Known(mark, text, verdict, reason, decision.rule, self.decider.treatment(group).group, decision)
+
+    def _turn(self, group: int, wall_s: float | None) -> float:
+        """Another hour of the schedule, or no clock: what was remembered of this group holds no more."""
+        for key in [key for key in self._cache if key[2] == group]:
+            del self._cache[key]
+        if wall_s is None:
+            return 0.0
+        until = self._cache_until[group] = self.decider.valid_until(group, wall_s)
+        return until
+
+    def _by_address(self, dst: bytes, group: int, decision: Decision, wall_s: float | None) -> Decision:
+        by_address = self.decider.decide_address(dst, group, wall_s)
+        return by_address if by_address.verdict == Verdict.BLOCK else decision
+
+    def _fail(self, sight: Sight, group: int) -> _Known:
+        """What the group's policy says of that which cannot be decided."""
+        reason = Reason.AMBIGUOUS if sight.blind == Blind.AMBIGUOUS else None
+        if self.decider.treatment(group).fail == "closed":
+            return self._known(sight.name, Decision(Verdict.BLOCK, reason or Reason.FAIL_CLOSED), group)
+        return self._known(sight.name, Decision(Verdict.ALLOW, reason or Reason.FAIL_OPEN), group)
+
+    def _record_undecided(self, key: Key, pending: Pending, now: Now) -> int:
+        ambiguous = pending.stream is not None and pending.stream.ambiguous
+        sight = Sight(
+            seen=Seen.QUIC if pending.initials is not None and pending.initials.size else Seen.NONE,
+            blind=Blind.AMBIGUOUS if ambiguous else Blind.TRUNCATED,
         )
+        known = self._fail(sight, self.decider.group_of(ends_of(key).src, pending.mac))
+        self._record(key, pending.mac, sight, known, now)
+        return known.mark
+
+    def _record(self, key: Key, mac: bytes, sight: Sight, known: _Known, now: Now) -> None:
+        src, dst, sport, dport, protocol = ends_of(key)
+        _, seen, blind, method, path = sight
+        self._flows_seen += 1
+        if blind:
+            self._blind[blind] = self._blind.get(blind, 0) + 1
+        values = (
+            now.boottime_ms, src, mac, sport, dst, dport, protocol, known.text, int(seen), int(blind), path[:MAX_PATH],
+            known.verdict, known.reason, known.rule, known.group, 0, method, "",
+        )  # fmt: skip
+        self._put(new_tuple(Flow, values))
 
 
 def look(stream: Stream) -> Sight | None:
@@ -174,18 +407,34 @@ def look(stream: Stream) -> Sight | None:
     data = stream.data()
     if stream.ambiguous:
         return Sight(blind=Blind.AMBIGUOUS)
+    sight = _look_at(data)
+    if sight is _OPAQUE:
+        for later in stream.later_starts():
+            found = _look_at(later)
+            if found is None or found is not _OPAQUE:
+                return found
+    return sight
+
+
+def _look_at(data: bytes) -> Sight | None:
     hello = tls.parse(data)
     if isinstance(hello, tls.Hello):
-        if not hello.name or not _NAME.issuperset(hello.name):
-            return Sight(seen=Seen.TLS, blind=Blind.NO_SNI)
-        return Sight(hello.name, Seen.TLS)
+        return _sight_of(hello, Seen.TLS)
     if hello == tls.NEED_MORE and data:
         return None
     request = http.parse(data)
     if isinstance(request, http.Request):
-        if not request.host or not _NAME.issuperset(request.host):
+        if request.is_ambiguous:
+            return Sight(seen=Seen.HTTP, blind=Blind.AMBIGUOUS, method=request.method)
+        if not request.host or request.host.translate(None, _NAME):
             return Sight(seen=Seen.HTTP, blind=Blind.NO_SNI, method=request.method, path=request.path)
         return Sight(request.host, Seen.HTTP, method=request.method, path=request.path)
     if request == http.NEED_MORE:
         return None
-    return Sight(blind=Blind.OPAQUE)
+    return _OPAQUE
+
+
+def _sight_of(hello: tls.Hello, seen: Seen) -> Sight:
+    if not hello.name or hello.name.translate(None, _NAME):
+        return Sight(seen=seen, blind=Blind.NO_SNI)
+    return Sight(hello.name, seen, Blind.ECH_UNSURE if hello.ech else Blind.NOT_BLIND)

@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 MAX_HEAD: Final = 16 << 10
 """Octets of a request head: what common servers accept at most is 8 or 16 kB."""
 MAX_METHOD: Final = 20
+MAX_LINES: Final = 200
+"""Header lines searched for a second Host."""
 NEED_MORE: Final = 0
 PREFACE: Final = b"PRI * HTTP/2.0\r\n"
 _TOKEN: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -25,6 +27,8 @@ class Request(NamedTuple):
     """Lower case, without port; empty: HTTP/1.0 without Host."""
     path: str
     """From the slash on, without query and fragment; percent-escapes as they were sent."""
+    is_ambiguous: bool = False
+    """Two Host lines that disagree: servers differ in which one they take (RFC 9112 3.2 wants a 400)."""
 
 
 def parse(data: bytes) -> Request | int | None:
@@ -68,11 +72,23 @@ def _with_host(method: bytes, target: bytes, data: bytes, at: int) -> Request | 
         if not line:
             break
         name, colon, value = line.partition(b":")
+        at = end + 1
         if colon and name.strip().lower() == b"host":
             host = value.strip()
-        at = end + 1
+            if b"host" in data[at:].lower() and _contradicts(data, at, host):
+                return Request(method.decode("ascii"), b"", "", True)
     clean = path.partition(b"?")[0].partition(b"#")[0]
     return Request(method.decode("ascii"), strip_port(host or b""), clean.decode("ascii", "backslashreplace"))
+
+
+def _contradicts(data: bytes, at: int, host: bytes) -> bool:
+    """Is there another Host line behind the first, with another value?"""
+    head_end = data.find(b"\n\r\n", at - 1)
+    for line in data[at : head_end if head_end >= 0 else len(data)].split(b"\n", MAX_LINES):
+        name, colon, value = line.partition(b":")
+        if colon and name.strip().lower() == b"host" and value.strip() != host:
+            return True
+    return False
 
 
 def strip_port(authority: bytes) -> bytes:

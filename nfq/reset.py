@@ -1,7 +1,8 @@
-"""The TCP reset that a blocked client owes its server: built from the packet that was blocked. Bytes out.
+"""Packets that we send in somebody's name: the reset a blocked client owes its server, and the page in the server's.
 
-Sources: RFC 9293 3.10.7.4 and RFC 5961 3: a reset counts only if its sequence number is exactly the next one expected,
-which is the blocked segment's own.
+Built from the packet that was blocked. Bytes out, no sockets.
+Sources: RFC 9293 3.10.7.4 and RFC 5961 3 (a reset counts only if its sequence number is exactly the next one expected,
+which is the blocked segment's own), RFC 1071 (checksum), raw(7).
 """
 
 from __future__ import annotations
@@ -9,26 +10,40 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
-from nfq.packet import ACK, RST, Packet
+from nfq.packet import ACK, FIN, PSH, RST, Packet
 
 _TCP: Final = Struct("!HHIIBBHHH")
 _IPV4: Final = Struct("!BBHHHBBH4s4s")
+_WINDOW: Final = 0xFFFF
 
 
 def reset_segment(packet: Packet) -> bytes:
     """A whole IP packet, client to server, that resets the connection `packet` belongs to."""
     tcp = _TCP.pack(packet.sport, packet.dport, packet.seq, packet.ack, 5 << 4, RST | ACK, 0, 0, 0)
-    pseudo = packet.src + packet.dst
-    if len(packet.src) == 4:
+    return _whole(packet.src, packet.dst, tcp)
+
+
+def answer_segment(packet: Packet, answer: bytes) -> bytes:
+    """A whole IP packet, server to client, that answers the request in `packet` and ends the connection.
+
+    `answer` must fit in one segment.
+    """
+    acknowledged = (packet.seq + len(packet.payload)) & 0xFFFFFFFF
+    tcp = _TCP.pack(packet.dport, packet.sport, packet.ack, acknowledged, 5 << 4, ACK | PSH | FIN, _WINDOW, 0, 0)
+    return _whole(packet.dst, packet.src, tcp + answer)
+
+
+def _whole(src: bytes, dst: bytes, tcp: bytes) -> bytes:
+    pseudo = src + dst
+    if len(src) == 4:
         pseudo += bytes((0, 6)) + len(tcp).to_bytes(2, "big")
     else:
         pseudo += len(tcp).to_bytes(4, "big") + bytes((0, 0, 0, 6))
-    checksum = _checksum(pseudo + tcp)
-    tcp = tcp[:16] + checksum.to_bytes(2, "big") + tcp[18:]
-    if len(packet.src) == 4:
+    tcp = tcp[:16] + _checksum(pseudo + tcp).to_bytes(2, "big") + tcp[18:]
+    if len(src) == 4:
         # The kernel fills in the header checksum and the id of a raw IPv4 packet (raw(7)).
-        return _IPV4.pack(0x45, 0, 20 + len(tcp), 0, 0x4000, 64, 6, 0, packet.src, packet.dst) + tcp
-    return bytes((0x60, 0, 0, 0)) + len(tcp).to_bytes(2, "big") + bytes((6, 64)) + packet.src + packet.dst + tcp
+        return _IPV4.pack(0x45, 0, 20 + len(tcp), 0, 0x4000, 64, 6, 0, src, dst) + tcp
+    return bytes((0x60, 0, 0, 0)) + len(tcp).to_bytes(2, "big") + bytes((6, 64)) + src + dst + tcp
 
 
 def _checksum(data: bytes) -> int:

@@ -13,8 +13,9 @@ from typing import Final, NamedTuple
 
 from nfq.hook import Mark
 
-INSPECTED: Final = 12
-"""Packets of the original direction that may come up while a flow is undecided."""
+INSPECTED: Final = 64
+"""Packets of the original direction within which a flow may come up. The hook decides within 12 packets with data; this
+only keeps a flow whose mark somebody else overwrites from coming up for ever. With `closed` there is no such limit."""
 SMALLEST: Final = 120
 """Octets of an IP packet that can be the first half of a hello; the last part of a write carries PSH and any length."""
 LEASE_S: Final = 5
@@ -24,6 +25,20 @@ LEASE_PORT: Final = 9
 /proc/net/xt_recent would too, but that file belongs to the first user namespace's root."""
 LEASE4: Final = "gatehouse4"
 LEASE6: Final = "gatehouse6"
+
+
+SHARED_PORTS: Final = "1024-2047"
+"""Outside ports of clients that have no block of their own."""
+SET4: Final = "gatehouse4"
+SET6: Final = "gatehouse6"
+
+
+class NatBlock(NamedTuple):
+    """One client's outside ports (RFC 7422)."""
+
+    client: str
+    first: int
+    last: int
 
 
 class Plan(NamedTuple):
@@ -36,6 +51,14 @@ class Plan(NamedTuple):
     dns_port: int
     """0: no redirect."""
     closed: bool
+    devices: tuple[str, ...] = ()
+    """Interfaces of a flowtable of ours; empty: none. nft only."""
+    sets: bool = False
+    """Sets of listed addresses are there: a SYN to one of them comes up, to be refused before it is answered."""
+    nat: tuple[NatBlock, ...] = ()
+    """Outside ports, client by client."""
+    wan: str = ""
+    """Where they hold; empty: on every interface that is not a LAN's."""
 
     def mark(self, mark: Mark) -> str:
         """`value/mask`, as both back-ends write it."""
@@ -45,25 +68,32 @@ class Plan(NamedTuple):
 ORIGINAL: Final = "--connbytes-dir original --connbytes-mode packets"
 CHAINS: Final = (
     ("nat", "GH-DNS"),
+    ("nat", "GH-NAT"),
     ("mangle", "GH-QUEUE"),
     ("mangle", "GH-FIRST"),
     ("mangle", "GH-LEASE"),
     ("filter", "GH-VERDICT"),
+    ("filter", "GH-PAGE"),
     ("filter", "GH-BLOCKED"),
+    ("raw", "GH-INJECTED"),
 )
 """iptables: (table, our chain)."""
 JUMPS: Final = (
     ("nat", "PREROUTING", "GH-DNS"),
+    ("nat", "POSTROUTING", "GH-NAT"),
     ("mangle", "FORWARD", "GH-QUEUE"),
     ("mangle", "OUTPUT", "GH-LEASE"),
     ("filter", "FORWARD", "GH-VERDICT"),
+    ("raw", "OUTPUT", "GH-INJECTED"),
 )
-"""iptables: (table, built-in chain, our chain); each jump stands first in its chain."""
+"""iptables: (table, built-in chain, our chain); each jump stands first in its chain. GH-NAT: IPv4 only."""
+ONLY4: Final[frozenset[str]] = frozenset({"GH-NAT"})
 
 
 def iptables(plan: Plan, family: int) -> str:
     """Input for `iptables-restore --noflush` (family 4) or `ip6tables-restore --noflush` (6): fills our chains."""
-    block = plan.mark(Mark.BLOCK)
+    listed = SET4 if family == 4 else SET6
+    block, page = plan.mark(Mark.BLOCK), plan.mark(Mark.PAGE)
     mask = f"{plan.mask:#x}"
     queue = f"-j NFQUEUE --queue-balance {plan.queue_first}:{plan.queue_first + plan.queues - 1}"
     if plan.queues == 1:
@@ -92,8 +122,9 @@ def iptables(plan: Plan, family: int) -> str:
     if not plan.closed:
         lines.append(f"-A GH-LEASE -o lo -p udp --dport {LEASE_PORT} {recent} --set -j DROP")
     lines += [
-        f"-A GH-FIRST -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN",
+        *([] if plan.closed else [f"-A GH-FIRST -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN"]),
         "-A GH-FIRST -m conntrack --ctdir REPLY -j RETURN",
+        *([f"-A GH-FIRST -p tcp --syn -m set --match-set {listed} dst {queue}"] if plan.sets else []),
         f"-A GH-FIRST -p udp {queue}",
         f"-A GH-FIRST -p tcp --tcp-flags PSH PSH {queue}",
         f"-A GH-FIRST -p tcp -m length --length {SMALLEST}:65535 {queue}",
@@ -101,8 +132,10 @@ def iptables(plan: Plan, family: int) -> str:
         "*filter",
         ":GH-VERDICT - [0:0]",
         ":GH-BLOCKED - [0:0]",
+        ":GH-PAGE - [0:0]",
         f"-A GH-VERDICT -m mark ! --mark 0/{mask} -m connmark --mark 0/{mask} {save}",
         f"-A GH-VERDICT -m connmark --mark {block} -j GH-BLOCKED",
+        f"-A GH-VERDICT -m connmark --mark {page} -j GH-PAGE",
     ]
     for lan in plan.lan:
         lines += [
@@ -112,21 +145,91 @@ def iptables(plan: Plan, family: int) -> str:
     lines += [
         "-A GH-BLOCKED -p tcp -j REJECT --reject-with tcp-reset",
         f"-A GH-BLOCKED -j REJECT --reject-with {unreachable}",
+        # The request itself, and bare acknowledgements of the page: the server's reset in answer would destroy it.
+        f"-A GH-PAGE -m mark --mark {page} -j DROP",
+        "-A GH-PAGE -p tcp --tcp-flags FIN,SYN,PSH NONE -j DROP",
+        "-A GH-PAGE -j GH-BLOCKED",
+        "COMMIT",
+        "*raw",
+        ":GH-INJECTED - [0:0]",
+        f"-A GH-INJECTED -m mark --mark {plan.mark(Mark.INJECTED)} -j NOTRACK",
         "COMMIT",
     ]
+    lines += _iptables_nat(plan, family)
     return "\n".join(lines) + "\n"
+
+
+def _iptables_nat(plan: Plan, family: int) -> list[str]:
+    """Each client leaves by ports of its own; whoever has none, as before."""
+    if family == 6:
+        return []
+    lines = ["*nat", ":GH-NAT - [0:0]"]
+    lines += [f"-A GH-NAT -o {lan} -j RETURN" for lan in plan.lan]
+    out = f"-o {plan.wan} " if plan.wan else ""
+    for block in plan.nat:
+        for protocol in ("tcp", "udp"):
+            lines.append(
+                f"-A GH-NAT {out}-s {block.client}/32 -p {protocol} -j MASQUERADE --to-ports {block.first}-{block.last}"
+            )
+    if plan.nat:  # whoever has no block must not be taken for somebody who has
+        for protocol in ("tcp", "udp"):
+            shared = f"-m addrtype ! --src-type LOCAL -j MASQUERADE --to-ports {SHARED_PORTS}"
+            lines.append(f"-A GH-NAT {out}-p {protocol} {shared}")
+    return [*lines, "COMMIT"]
+
+
+def _nft_nat(plan: Plan, lan: str) -> list[str]:
+    if not plan.nat:
+        return []
+    out = f'oifname "{plan.wan}"' if plan.wan else f"oifname != {lan}"
+    blocks = ", ".join(f"{block.client} : {block.first}-{block.last}" for block in plan.nat)
+    # One look-up in a map however many clients there are; just before fw4's own masquerading.
+    return [
+        " chain nat {",
+        "  type nat hook postrouting priority srcnat - 1; policy accept;",
+        *(
+            f"  {out} meta l4proto {protocol} masquerade to : ip saddr map {{ {blocks} }}"
+            for protocol in ("tcp", "udp")
+        ),
+        f"  {out} meta l4proto {{ tcp, udp }} fib saddr type != local masquerade to :{SHARED_PORTS}",
+        " }",
+    ]
+
+
+def _nft_offload(plan: Plan, lan: str, allow: int) -> list[str]:
+    """Our own flowtable takes a flow only after its verdict: fw4's rule comes at the handshake, before any name."""
+    if not plan.devices:
+        return []
+    devices = ", ".join(f'"{name}"' for name in plan.devices)
+    return [
+        f" flowtable flows {{ hook ingress priority filter; devices = {{ {devices} }}; }}",
+        " chain fast {",
+        "  type filter hook forward priority filter - 1; policy accept;",
+        f"  ct mark & {plan.mask:#x} == {allow:#x} meta l4proto {{ tcp, udp }} flow add @flows",
+        " }",
+    ]
 
 
 def nft(plan: Plan) -> str:
     """Input for `nft -f`: our own table, replaced as a whole in one transaction. fw4 flushes only `table inet fw4`."""
     lowest = plan.mask & -plan.mask
-    allow, block, keep = int(Mark.ALLOW) * lowest, int(Mark.BLOCK) * lowest, 0xFFFFFFFF ^ plan.mask
+    allow, block, page, injected = (int(mark) * lowest for mark in (Mark.ALLOW, Mark.BLOCK, Mark.PAGE, Mark.INJECTED))
+    keep = 0xFFFFFFFF ^ plan.mask
     lan = "{ " + ", ".join(f'"{name}"' for name in plan.lan) + " }"
     last = plan.queue_first + plan.queues - 1
     queues = str(plan.queue_first) if plan.queues == 1 else f"{plan.queue_first}-{last}"
-    queue = f"queue {'' if plan.closed else 'flags bypass '}to {queues}"
+    queue = f"counter queue {'' if plan.closed else 'flags bypass '}to {queues}"
     lines = ["add table inet gatehouse", "delete table inet gatehouse", "table inet gatehouse {"]
-    lines += [" set lease { type inet_service; flags timeout; }", " chain dns {"]
+    lines += [
+        " set lease { type inet_service; flags timeout; }",
+        # Addresses that a list or a rule of somebody's names: a SYN to one comes up. Exceptions for a time are elements
+        # with a timeout.
+        " set blocked4 { type ipv4_addr; flags interval, timeout; auto-merge; }",
+        " set blocked6 { type ipv6_addr; flags interval, timeout; auto-merge; }",
+    ]
+    lines += _nft_offload(plan, lan, allow)
+    lines += _nft_nat(plan, lan)
+    lines.append(" chain dns {")
     lines.append("  type nat hook prerouting priority dstnat - 1; policy accept;")
     if plan.dns_port:
         for protocol in ("udp", "tcp"):
@@ -138,7 +241,9 @@ def nft(plan: Plan) -> str:
             f"  iifname != {lan} return",
             f"  ct mark & {plan.mask:#x} != 0 return",
             "  ct direction reply return",
-            f"  ct original packets > {INSPECTED} return",
+            *([] if plan.closed else [f"  ct original packets > {INSPECTED} return"]),
+            f"  tcp flags & (syn | ack) == syn ip daddr @blocked4 {queue}",
+            f"  tcp flags & (syn | ack) == syn ip6 daddr @blocked6 {queue}",
             f"  meta l4proto udp {queue}",
             f"  tcp flags & psh == psh {queue}",
             f"  meta l4proto tcp meta length >= {SMALLEST} {queue}",
@@ -147,16 +252,26 @@ def nft(plan: Plan) -> str:
     # One line for each value: an OR of two registers needs a very new kernel.
     lines += [
         f"  ct mark & {plan.mask:#x} == 0 meta mark & {plan.mask:#x} == {mark:#x} ct mark set ct mark & {keep:#x} | {mark:#x}"  # noqa: E501
-        for mark in (allow, block)
+        for mark in (allow, block, page)
     ]
     lines += [
         f"  ct mark & {plan.mask:#x} == {block:#x} goto blocked",
+        f"  ct mark & {plan.mask:#x} == {page:#x} goto page",
         f"  iifname {lan} tcp dport 853 reject with tcp reset",
         f"  iifname {lan} udp dport 853 reject with icmpx type port-unreachable",
         " }",
         " chain blocked {",
         "  meta l4proto tcp reject with tcp reset",
         "  reject with icmpx type port-unreachable",
+        " }",
+        " chain page {",
+        f"  meta mark & {plan.mask:#x} == {page:#x} drop",
+        "  tcp flags & (fin | syn | psh) == 0x0 drop",
+        "  goto blocked",
+        " }",
+        " chain injected {",
+        "  type filter hook output priority raw; policy accept;",
+        f"  meta mark & {plan.mask:#x} == {injected:#x} notrack",
         " }",
         "}",
     ]

@@ -6,6 +6,7 @@ Sources: RFC 8446 4.1.2 and 5.1, RFC 6066 3, RFC 9849 (encrypted_client_hello, 0
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import Final, NamedTuple
 
 NEED_MORE: Final = 0
@@ -14,6 +15,8 @@ MAX_HELLO: Final = 16 << 10
 MAX_RECORDS: Final = 64
 _SERVER_NAME: Final = 0
 _ECH: Final = 0xFE0D
+_ECH_OCTETS: Final = b"\xfe\x0d"
+_PAIR: Final = Struct("!HH").unpack_from
 
 
 class Hello(NamedTuple):
@@ -22,11 +25,20 @@ class Hello(NamedTuple):
     name: bytes
     """Lower case; empty: there is no server_name."""
     ech: bool
-    """An encrypted_client_hello of the outer kind is there, real or GREASE: from outside they look alike."""
+    """An encrypted_client_hello of the outer kind is there, real or GREASE: made to look alike from outside."""
 
 
 def parse(data: bytes) -> Hello | int | None:
     """Read the TLS records of a client's first flight."""
+    # The usual case first: one record, whole, with the whole hello in it.
+    if len(data) > 47 and data[0] == 0x16 and data[1] == 3 and data[5] == 1:
+        end = 9 + (data[6] << 16 | data[7] << 8 | data[8])
+        if end <= len(data) and end <= 5 + (data[3] << 8 | data[4]) <= 16389:
+            return _client_hello(data, 9, end)
+    return _parse_records(data)
+
+
+def _parse_records(data: bytes) -> Hello | int | None:
     hello = bytearray()
     at = records = 0
     while True:
@@ -40,52 +52,63 @@ def parse(data: bytes) -> Hello | int | None:
         if not 0 < length <= 16384 + 256 or records > MAX_RECORDS:
             return None
         hello += data[at + 5 : at + 5 + length]
-        if hello and hello[0] != 1:
-            return None
-        if len(hello) >= 4:
-            wanted = 4 + int.from_bytes(hello[1:4], "big")
-            if wanted > MAX_HELLO:
-                return None
-            if len(hello) >= wanted:
-                return _client_hello(bytes(hello[4:wanted]))
         at += 5 + length
         if at >= len(data):
-            return NEED_MORE
+            return parse_handshake(bytes(hello))
+        if len(hello) >= 4 and len(hello) >= 4 + int.from_bytes(hello[1:4], "big"):
+            return parse_handshake(bytes(hello))
 
 
-def _client_hello(body: bytes) -> Hello | None:
-    """A whole ClientHello without its handshake header. Shared by TLS and QUIC."""
-    at = 34  # version, random
-    for width in (1, 2, 1):  # session id, cipher suites, compression methods
-        if at + width > len(body):
-            return None
-        at += width + int.from_bytes(body[at : at + width], "big")
-    if at == len(body):
-        return Hello(b"", False)  # no extensions at all: legal before TLS 1.3
-    if at + 2 > len(body):
+def parse_handshake(data: bytes) -> Hello | int | None:
+    """Read handshake octets as they stand in records, or in QUIC's CRYPTO frames."""
+    if data[:1] not in (b"", b"\1"):
         return None
-    end = at + 2 + int.from_bytes(body[at : at + 2], "big")
-    if end > len(body):
+    if len(data) < 4:
+        return NEED_MORE
+    end = 4 + (data[1] << 16 | data[2] << 8 | data[3])
+    if end > MAX_HELLO:
+        return None
+    return _client_hello(data, 4, end) if len(data) >= end else NEED_MORE
+
+
+def _client_hello(data: bytes, at: int, last: int) -> Hello | None:
+    """The ClientHello between `at` and `last`, which is within `data`."""
+    at += 34  # version, random
+    if at + 1 > last:
+        return None
+    at += 1 + data[at]  # session id
+    if at + 2 > last:
+        return None
+    at += 2 + (data[at] << 8 | data[at + 1])  # cipher suites
+    if at + 1 > last:
+        return None
+    at += 1 + data[at]  # compression methods
+    if at >= last:
+        return Hello(b"", False) if at == last else None  # no extensions at all: legal before TLS 1.3
+    if at + 2 > last:
+        return None
+    end = at + 2 + (data[at] << 8 | data[at + 1])
+    if end > last:
         return None
     at += 2
     name, ech = b"", False
+    # Without its two octets anywhere there is no ECH, and nothing to look for behind the name.
+    may_be_ech = data.find(_ECH_OCTETS, at, end) >= 0
     while at + 4 <= end:
-        kind = int.from_bytes(body[at : at + 2], "big")
-        length = int.from_bytes(body[at + 2 : at + 4], "big")
-        value = body[at + 4 : at + 4 + length]
-        at += 4 + length
+        kind, length = _PAIR(data, at)
+        value = at + 4
+        at = value + length
         if at > end:
             return None
-        if kind == _SERVER_NAME and not name:
+        if kind == _SERVER_NAME:
             # server_name_list: length, then type 0 (host_name), length, name
-            if len(value) >= 5 and value[2] == 0:
-                size = int.from_bytes(value[3:5], "big")
-                if size == 0 or 5 + size > len(value):
+            if length >= 5 and not data[value + 2] and not name:
+                size = data[value + 3] << 8 | data[value + 4]
+                if size == 0 or 5 + size > length:
                     return None
-                name = value[5 : 5 + size].rstrip(b".").lower()
-        elif kind == _ECH and value[:1] == b"\0":
+                name = data[value + 5 : value + 5 + size].rstrip(b".").lower()
+                if not may_be_ech:
+                    break
+        elif kind == _ECH and length and not data[value]:
             ech = True
     return Hello(name, ech)
-
-
-client_hello = _client_hello

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import select
 import signal
 import socket
@@ -9,17 +10,25 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
-from nfq.hook import Hook, Now
-from nfq.packet import Packet
+from nfq.aes import find_aes
+from nfq.hook import Hook, Mark, Now, Reset
+from nfq.page import Pages
 from nfq.queue import open_queue
-from nfq.reset import reset_segment
+from nfq.reset import answer_segment, reset_segment
 from policy.config import NfqConfig
 from policy.errors import GatehouseError
-from policy.event import Event
-from policy.frame import Command, Reload, Stop
+from policy.event import Event, Flow
+from policy.frame import Client, Command, Reload, Stop
 from policy.verdict import Decider
 
 TIMER_S: Final = 0.5
+PUMP_S: Final = 0.02
+"""Between two looks at the link while packets come: a system call each."""
+HOLD_S: Final = 0.12
+"""An allowed flow's record waits so long: the look-up before it comes by way of another process, at most 50 ms later,
+and the agent compares the two as they arrive."""
+MAX_HELD: Final = 4096
+_NEVER: Final = float("inf")
 
 
 class Link(Protocol):
@@ -46,9 +55,16 @@ def run(
     wall_s: Callable[[], float | None] = time.time,
 ) -> None:
     """Serve queue `queue_first + worker` until SIGTERM or the link's Stop."""
-    hook = Hook(decider_source(), link.put)
+    held = _Held(link)
+    hook = Hook(
+        decider_source(),
+        held.put,
+        aes=find_aes,
+        initials_per_s=settings.initials_per_s,
+        has_pages=settings.page,
+    )
     link.counters = lambda: hook.counters
-    queue = open_queue(settings.binding, settings.queue_first + worker, fail_open)
+    queue = open_queue(settings.binding, settings.queue_first + worker, fail_open, settings.queue_length)
     lowest = settings.mark_mask & -settings.mark_mask
     reader, writer = socket.socketpair()
     reader.setblocking(False)
@@ -59,22 +75,27 @@ def run(
     poll = select.epoll()
     poll.register(queue.fileno(), select.EPOLLIN)
     poll.register(reader.fileno(), select.EPOLLIN)
-    resetter = _Resetter()
+    sender = _Sender(int(Mark.INJECTED) * lowest, Pages(settings.page_url, settings.page_appeal))
+    # What is there now stays; the rest are short-lived tuples that hold no cycles.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
     def clocks() -> Now:
         return Now(time.monotonic(), time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000, wall_s())
 
     now = clocks()
+    receive = hook.receive
 
     def handle(data: bytes, mac: bytes) -> int:
-        return hook.receive(data, mac, now) * lowest
+        return receive(data, mac, now) * lowest
 
-    running, timer_at = True, 0.0
+    running, timer_at, pump_at = True, 0.0, 0.0
     while running:
-        wait = max(0.0, min(timer_at, link.next_timer()) - time.monotonic())
+        wait = min(timer_at, link.next_timer(), held.release_at) - time.monotonic()
         commands: list[Command] = []
-        for fd, _ in poll.poll(min(wait, 0.2)):
-            now = clocks()
+        ready = poll.poll(min(max(wait, 0.0), 0.2))
+        now = clocks()
+        for fd, _ in ready:
             if fd == reader.fileno():
                 arrived = reader.recv(256)
                 if signal.SIGTERM in arrived or signal.SIGINT in arrived:
@@ -83,14 +104,18 @@ def run(
                     commands.append(Reload())
             else:
                 queue.drain(handle)
-        for reset in hook.resets:
-            resetter.send(reset.packet)
-        hook.resets.clear()
-        now = clocks()
+        if hook.resets:
+            for reset in hook.resets:
+                sender.send(reset)
+            hook.resets.clear()
+            pump_at = 0.0
         if now.monotonic_s >= timer_at:
             timer_at = now.monotonic_s + TIMER_S
             hook.handle_timer(now)
-        commands += link.pump(now.monotonic_s)
+        if now.monotonic_s >= pump_at or not ready:
+            pump_at = now.monotonic_s + PUMP_S
+            held.release(now.monotonic_s)
+            commands += link.pump(now.monotonic_s)
         for command in commands:
             if isinstance(command, Stop):
                 running = False
@@ -99,27 +124,77 @@ def run(
                     hook.reload(decider_source())
                 except GatehouseError:
                     pass  # the agent has told it; what decided until now goes on
+            elif isinstance(command, Client):
+                hook.set_client(command)
     queue.close()
+    held.close()
     link.close()
 
 
-class _Resetter:
-    """Sends the server the reset that the client would have sent: REJECT resets the client's side only."""
+class _Held:
+    """Records on their way to the link: blocked ones at once, the others after HOLD_S to twice that."""
 
-    def __init__(self) -> None:
-        self._sockets: dict[int, socket.socket | None] = {}
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._older: list[Flow] = []
+        self._newer: list[Flow] = []
+        self.release_at = _NEVER
 
-    def send(self, packet: Packet) -> None:
-        family = socket.AF_INET if len(packet.src) == 4 else socket.AF_INET6
-        if family not in self._sockets:
-            try:
-                self._sockets[family] = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
-            except PermissionError:
-                self._sockets[family] = None
-        link = self._sockets[family]
-        if link is None:
+    def put(self, event: Flow) -> None:
+        if event.verdict or len(self._newer) >= MAX_HELD:
+            self._link.put(event)
             return
+        if not self._newer:
+            self.release_at = min(self.release_at, time.monotonic() + HOLD_S)
+        self._newer.append(event)
+
+    def release(self, now_s: float) -> None:
+        """Hand over what has waited long enough; `release_at` says when there will be something again."""
+        if now_s < self.release_at:
+            return
+        for event in self._older:
+            self._link.put(event)
+        self._older, self._newer = self._newer, []
+        self.release_at = now_s + HOLD_S if self._older else _NEVER
+
+    def close(self) -> None:
+        """Everything, at once."""
+        for event in (*self._older, *self._newer):
+            self._link.put(event)
+
+
+class _Sender:
+    """Sends the server the reset that the client would have sent, for REJECT resets the client's side only; and the
+    client, the page in the server's name."""
+
+    def __init__(self, injected: int, pages: Pages) -> None:
+        self._injected = injected
+        self._pages = pages
+        self._sockets: dict[tuple[int, int], socket.socket | None] = {}
+
+    def send(self, reset: Reset) -> None:
+        packet = reset.packet
+        family = socket.AF_INET if len(packet.src) == 4 else socket.AF_INET6
+        if reset.page is not None:
+            answer = self._pages.answer(reset.host, reset.page, is_head=packet.payload[:5] == b"HEAD ")
+            self._send(family, self._injected, answer_segment(packet, answer), packet.src)
+        self._send(family, 0, reset_segment(packet), packet.dst)
+
+    def _send(self, family: int, mark: int, data: bytes, to: bytes) -> None:
+        link = self._sockets.get((family, mark))
+        if link is None:
+            if (family, mark) in self._sockets:  # no right to it: in vain the first time, in vain now
+                return
+            try:
+                link = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
+                if mark:
+                    link.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            except PermissionError:
+                link = None
+            self._sockets[family, mark] = link
+            if link is None:
+                return
         try:
-            link.sendto(reset_segment(packet), (socket.inet_ntop(family, packet.dst), 0))
+            link.sendto(data, (socket.inet_ntop(family, to), 0))
         except OSError:
             pass

@@ -219,6 +219,24 @@ class NfqConfig(NamedTuple):
     """Worker n serves queue queue_first + n."""
     mark_mask: int = 0x0F000000
     """Four contiguous bits of the packet and conntrack mark; pbr and mwan3 use others."""
+    queue_length: int = 4096
+    """Packets that may wait for a worker; what is beyond them passes or is dropped, by `on_failure`."""
+    initials_per_s: int = 400
+    """QUIC packets decrypted per second and worker; for the excess the group's `fail` decides."""
+    page: bool = True
+    """Answer blocked clear-text requests with a page that says why; otherwise they are reset like the rest."""
+    page_url: str = ""
+    """Send people there instead, by a 302 with host, reason and rule; empty: the page comes from here."""
+    page_appeal: str = ""
+    """On the page: whom to ask about a mistake."""
+    offload: str = "repair"
+    """When fw4's own flow offload would blind us: `repair` takes it out, `report` says so."""
+    offload_device: tuple[str, ...] = ()
+    """Interfaces of a flowtable of ours, which takes allowed flows after their verdict; empty: none."""
+    nat: str = "none"
+    """Evidence of address translation: `none`, `blocks` (a block of ports per client) or `events` (each flow)."""
+    nat_network: tuple[str, ...] = ()
+    """IPv4 networks whose addresses have ports of their own, with `blocks`."""
 
 
 class RingConfig(NamedTuple):
@@ -401,6 +419,15 @@ def _nfq(options: Options) -> NfqConfig:
         queue_first=options.integer("queue_first", base.queue_first, 0, 65519),
         workers=options.integer("workers", base.workers, 1, 16),
         mark_mask=options.integer("mark_mask", base.mark_mask, 0xF, 0xF0000000),
+        queue_length=options.integer("queue_length", base.queue_length, 1, 65536),
+        initials_per_s=options.integer("initials", base.initials_per_s, 1, 1_000_000),
+        page=options.boolean("page", base.page),
+        page_url=options.text("page_url", base.page_url),
+        page_appeal=options.text("page_appeal", base.page_appeal),
+        offload=options.choice("offload", base.offload, ("repair", "report")),
+        offload_device=options.texts("offload_device", base.offload_device),
+        nat=options.choice("nat", base.nat, ("none", "blocks", "events")),
+        nat_network=options.texts("nat_network", base.nat_network),
     )
     options.finish()
     lowest = nfq.mark_mask & -nfq.mark_mask
@@ -408,6 +435,8 @@ def _nfq(options: Options) -> NfqConfig:
         raise ConfigError(
             f"{options.place('mark_mask')}: expected four bits side by side, such as 0x0f000000, got {nfq.mark_mask:#x}"
         )
+    if nfq.page_url and not (nfq.page_url.isascii() and nfq.page_url.isprintable() and nfq.page_url[:4] == "http"):
+        raise ConfigError(f"{options.place('page_url')}: expected an http or https address, got {nfq.page_url!r}")
     return nfq
 
 

@@ -50,6 +50,12 @@ class Blind(IntEnum):
     """Overlapping segments disagree."""
     NO_CRYPTO = 7
     """QUIC, and no AES on this router."""
+    ECH_UNSURE = 8
+    """An ECH extension is there, and nothing tells whether it is GREASE: the visible name may be a front's."""
+    VPN = 9
+    """WireGuard, OpenVPN or IPsec by its first octets."""
+    DTLS = 10
+    """DTLS or STUN: calls and conferences."""
 
 
 class Agreement(IntEnum):

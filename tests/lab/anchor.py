@@ -128,6 +128,9 @@ def start_internet(directory: Path) -> None:
     make_certificate(directory)
     site = str(Path(__file__).with_name("site.py"))
     start("site", "internet", [sys.executable, "-I", site, f"{directory}/site.crt", f"{directory}/site.key"], directory)
+    if (directory / "quic").exists():
+        words = [str(Path(__file__).with_name("quic_site.py")), f"{directory}/site.crt", f"{directory}/site.key"]
+        start("quic", "internet", [sys.executable, "-I", *words], directory)
 
 
 def make_certificate(directory: Path) -> None:
@@ -199,9 +202,10 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    (directory / "lab.json").write_text(
-        json.dumps({"clients": CLIENTS, "rootless": os.environ.get("LAB_ROOTLESS") == "1"})
-    )
+    # Whoever waits for the file must find it whole.
+    ready = directory / "lab.json.new"
+    ready.write_text(json.dumps({"clients": CLIENTS, "rootless": os.environ.get("LAB_ROOTLESS") == "1"}))
+    ready.rename(directory / "lab.json")
     while not stopping:
         signal.sigtimedwait([signal.SIGCHLD], 0.2)
         reap(launcher)

@@ -95,6 +95,7 @@ class Lab:
         agent: bool = True,
         main: str = "",
         prepare: Callable[[Path], None] | None = None,
+        quic: bool = False,
     ) -> "Lab":
         """Build the venue in `directory` (kept: logs, ring, state) and wait until it answers."""
         directory = directory.resolve()
@@ -103,6 +104,8 @@ class Lab:
         (directory / "lists").mkdir(exist_ok=True)
         for name, text in {**LISTS, **(lists or {})}.items():
             (directory / "lists" / name).write_text(text)
+        if quic:
+            (directory / "quic").touch()
         if agent:
             text = CONFIG.format(directory=directory, on_failure=on_failure, flush=flush, binding=binding)
             (directory / "gatehouse.conf").write_text(text.replace("\toption clock", main + "\toption clock") + extra)

@@ -5,6 +5,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nfq.flow import NEAR, PENDING_S
 from nfq.hook import Hook, Mark, Now
 from nfq.packet import ACK, PSH, RST, SYN
 from policy.event import Blind, Flow, Seen
@@ -52,11 +53,12 @@ def at(seconds: float) -> Now:
 
 
 class Desk:
-    def __init__(self, *names: bytes, **options: object) -> None:
+    def __init__(self, *names: bytes, has_pages: bool = False, **options: object) -> None:
         self.records: list[Flow] = []
-        self.hook = Hook(Rules(*names, **options), self.records.append)  # type: ignore[arg-type]
+        rules = Rules(*names, **options)  # type: ignore[arg-type]
+        self.hook = Hook(rules, self.records.append, has_pages=has_pages)
 
-    def receive(self, data: bytes, seconds: float = 0.0) -> Mark:
+    def receive(self, data: bytes, seconds: float = 0.0) -> int:
         return self.hook.receive(data, MAC, at(seconds))
 
 
@@ -76,6 +78,9 @@ def test_the_first_verdict_wins_whatever_comes_behind_it() -> None:
     desk.hook.reload(Rules(b"www.example.org"))
     assert desk.receive(segment(HELLO, seq=5000)) == Mark.ALLOW
     assert len(desk.records) == 1
+    # The same ports with numbers from elsewhere are a new connection, though its SYN never comes up.
+    assert desk.receive(segment(HELLO, seq=5_000_000)) == Mark.BLOCK
+    assert len(desk.records) == 2
 
 
 def test_the_same_ports_again_are_a_new_flow() -> None:
@@ -108,6 +113,53 @@ def test_a_flow_that_falls_silent_is_on_record_as_cut() -> None:
     assert (record.name, record.blind) == ("", Blind.TRUNCATED)
 
 
+def test_the_rest_of_a_hello_that_comes_after_the_patience_gets_what_the_policy_says() -> None:
+    for fail, mark in (("open", Mark.ALLOW), ("closed", Mark.BLOCK)):
+        desk = Desk(b"www.example.org", fail=fail)
+        desk.receive(segment(HELLO[:50]))
+        desk.hook.handle_timer(at(PENDING_S + 1))
+        assert desk.receive(segment(HELLO[50:], seq=51), PENDING_S + 60) == mark
+        assert len(desk.records) == 1
+
+
+def test_an_octet_in_front_of_the_stream_does_not_hide_the_hello() -> None:
+    desk = Desk(b"www.example.org")
+    assert desk.receive(segment(HELLO[:100], seq=100)) == Mark.UNDECIDED
+    assert desk.receive(segment(b"\0", seq=99)) == Mark.UNDECIDED  # a keep-alive probe, or a forgery
+    assert desk.receive(segment(HELLO[100:], seq=200)) == Mark.BLOCK
+
+
+def test_a_blocked_request_is_answered_with_a_page_where_pages_are_on() -> None:
+    desk = Desk(b"www.example.org", has_pages=True)
+    assert desk.receive(segment(REQUEST)) == Mark.PAGE
+    (reset,) = desk.hook.resets
+    assert (reset.page, reset.host) == (BLOCKED, "www.example.org")
+    assert desk.receive(segment(HELLO, sport=40001)) == Mark.BLOCK  # no page inside TLS, ever
+    assert desk.hook.resets[1].page is None
+
+
+def test_decisions_are_remembered_until_the_policy_changes_or_the_hour_does() -> None:
+    desk = Desk()
+    asked = []
+    rules = desk.hook.decider
+    decide = rules.decide
+    rules.decide = lambda *words: (asked.append(words), decide(*words))[1]  # type: ignore[method-assign, func-returns-value]
+    rules.valid_until = lambda group, now_s: 1_800_000_010.0  # type: ignore[method-assign]
+    for number in range(5):
+        assert desk.receive(segment(HELLO, sport=number + 1)) == Mark.ALLOW
+    assert len(asked) == 1
+    desk.receive(segment(HELLO, sport=9), 11.0)
+    assert len(asked) == 2
+    desk.hook.reload(Rules(b"www.example.org"))
+    assert desk.receive(segment(HELLO, sport=10), 11.0) == Mark.BLOCK
+
+
+def test_a_syn_comes_up_for_a_listed_address_only_and_is_decided_by_it() -> None:
+    desk = Desk(addresses=(bytes((192, 0, 2, 1)),))
+    assert desk.receive(segment(b"", flags=SYN)) == Mark.BLOCK
+    assert (desk.records[0].reason, desk.records[0].name) == (Reason.ADDRESS, "")
+
+
 def test_a_flow_in_crumbs_is_decided_by_the_groups_failure_rule() -> None:
     for fail, mark in (("open", Mark.ALLOW), ("closed", Mark.BLOCK)):
         desk = Desk(fail=fail)
@@ -127,6 +179,7 @@ def test_neither_an_empty_nor_a_reset_segment_says_anything() -> None:
 def test_nothing_a_peer_sends_raises_and_a_flow_has_at_most_one_record(parts: list[tuple[bytes, int, int]]) -> None:
     desk = Desk(b"www.example.org")
     for number, (payload, seq, flags) in enumerate(parts):
+        seq %= NEAR
         desk.receive(segment(payload, seq, flags & ~SYN), number * 0.01)
         desk.hook.receive(payload, b"", at(number * 0.01))
     desk.hook.handle_timer(at(100))

@@ -10,7 +10,7 @@ from policy.config import Options, load
 from policy.rules import load_policy
 
 SHIPPED = Path(__file__).resolve().parents[2] / "packaging/openwrt/gatehouse/files/etc/config/gatehouse"
-EXAMPLES = {"upstream_tls", "rebind_domain", "page", "listen"}
+EXAMPLES = {"upstream_tls", "rebind_domain", "page", "listen", "offload_device", "nat_network"}
 """Lists that are empty by default; the file shows what one looks like."""
 
 

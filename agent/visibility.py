@@ -1,0 +1,105 @@
+"""Names of flows and what our DNS answered, compared; and the blind-spot meter: how many flows show no name, and why.
+
+The agent does this, not the hooks: only here do look-ups and flows of one device come together, whose look-up went out
+over IPv4 and whose connection over IPv6. What holds a device together is its MAC, or else its address.
+An ECH extension is told from its GREASE by this: a GREASE hello shows the name that was looked up, a real one a front's
+that nobody asked for (RFC 9849 6.2).
+Rule: bounded, two generations that push each other out; what is not known is `unknown`, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from policy.event import MAX_ANSWERS, Agreement, Blind, Dns, Flow, Seen
+
+MAX_PAIRS: Final = 8192
+"""Device and address, per generation: two of them take about 4 MB when full, the last hour of a hundred pupils."""
+MAX_NAMES: Final = 4
+"""Names kept per device and address: sites of one owner share addresses."""
+SETTLED_MS: Final = 600_000
+"""Before that much has been heard, a name that nobody asked for was asked for before we listened."""
+_NO_NAMES: Final[tuple[str, ...]] = ()
+
+
+class Visibility:
+    """What each device was answered, and the meter."""
+
+    def __init__(self) -> None:
+        self._names: dict[bytes, tuple[str, ...]] = {}
+        self._older_names: dict[bytes, tuple[str, ...]] = {}
+        self._asked: set[int] = set()
+        """Hashes of device and name, of those whose answers were all kept."""
+        self._older_asked: set[int] = set()
+        self._since_ms = -1
+        self.flows = 0
+        self.blind: dict[int, int] = {}
+        self.agreement: dict[int, int] = {}
+
+    def learn(self, device: bytes, dns: Dns) -> None:
+        """This device was answered."""
+        if not dns.answers:
+            return
+        name = dns.name
+        if self._since_ms < 0:
+            self._since_ms = dns.at_ms
+        if len(self._names) >= MAX_PAIRS or len(self._asked) >= MAX_PAIRS:
+            self._older_names, self._names = self._names, {}
+            self._older_asked, self._asked = self._asked, set()
+        for answer in dns.answers:
+            key = device + answer
+            known = self._names.get(key)
+            if known is None:
+                self._names[key] = (name,)
+            elif known[-1] != name:
+                self._names[key] = (*[old for old in known if old != name][1 - MAX_NAMES :], name)
+        if len(dns.answers) < MAX_ANSWERS:
+            self._asked.add(hash((device, name)))
+
+    def settle(self, device: bytes, flow: Flow) -> Flow:
+        """The flow with its agreement, its hint, and a sure word on ECH where there is one; and counted."""
+        key = device + flow.dst
+        names = self._names.get(key, _NO_NAMES) + self._older_names.get(key, _NO_NAMES)
+        name, seen, blind, agreement = flow.name, flow.seen, flow.blind, Agreement.UNKNOWN
+        if flow.name:
+            agreement = self._compare(device, flow, names)
+            if blind == Blind.ECH_UNSURE and agreement:
+                blind = int(Blind.NOT_BLIND if agreement == Agreement.AGREES else Blind.ECH)
+                if blind == Blind.ECH and names:
+                    name, seen = names[-1], int(Seen.DNS_HINT)
+            self.agreement[agreement] = self.agreement.get(agreement, 0) + 1
+        elif names:
+            name, seen = names[-1], int(Seen.DNS_HINT)
+        self.flows += 1
+        if blind:
+            self.blind[blind] = self.blind.get(blind, 0) + 1
+        if (agreement, blind) == (flow.agreement, flow.blind) and name is flow.name:
+            return flow
+        return flow._replace(name=name, seen=seen, blind=blind, agreement=int(agreement))
+
+    def describe(self) -> Mapping[str, object]:
+        """The meter, as status shows it: shares in per cent of all flows since the agent started."""
+        whole = max(self.flows, 1)
+        unseen = sum(count for cause, count in self.blind.items() if cause != Blind.ECH_UNSURE)
+        causes = sorted(self.blind.items(), key=lambda item: -item[1])
+        return {
+            "flows": self.flows,
+            "no_visible_name_percent": round(100 * unseen / whole, 1),
+            **{f"{Blind(cause).name.lower()}_percent": round(100 * count / whole, 1) for cause, count in causes},
+            **{Agreement(word).name.lower(): count for word, count in sorted(self.agreement.items())},
+        }
+
+    def _compare(self, device: bytes, flow: Flow, names: Sequence[str]) -> Agreement:
+        if flow.name in names:
+            return Agreement.AGREES
+        asked = hash((device, flow.name))
+        if names or asked in self._asked or asked in self._older_asked:
+            # The address was given for other names, or the name with other addresses.
+            return Agreement.MISMATCH
+        is_settled = 0 <= self._since_ms < flow.at_ms - SETTLED_MS
+        return Agreement.MISMATCH if is_settled and self._has_asked(device) else Agreement.UNKNOWN
+
+    def _has_asked(self, device: bytes) -> bool:
+        """Does this device use our DNS at all? Looked for only in the rare case that matters."""
+        return any(key.startswith(device) for table in (self._names, self._older_names) for key in table)

@@ -1,0 +1,472 @@
+"""The packet hook: new connections, set-up time and CPU per connection, beside what else could do the job.
+
+Same namespaces, same rules, one queue number each: every round runs without rules, then each contender, so that pairs
+of on and off are neighbours in time. The hellos are OpenSSL's own and one captured from Chromium (post-quantum, 1.9 kB,
+in one segment and in two). Load and server are C (nfq_c/load.c). CPU is the scheduler's own count of the contender's
+process; it holds the kernel's work on its behalf: the verdict carries the packet on to the server.
+
+Contenders: ours over raw netlink and over NetfilterQueue, each the worker that `gatehouse nfq` runs, sending its
+records to a running `gatehouse agent`; a plain libnetfilter_queue program that looks at nothing (nfq_c/floor.c);
+Suricata 7 from Debian 13 in a chroot under build/, with SNI and Host rules and its own log; squid, peek and splice,
+which relays all bytes.
+`--rounds`, `--seconds`, `--only ours,floor`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nfq import aes, quic, rules
+from tests.bench.table import BUILD, Row, median, write
+from tests.lab.lab import ROOT, Lab
+
+VECTORS = ROOT / "tests" / "vectors" / "nfq"
+CHROOT = ROOT / "build" / "peers" / "trixie"
+SERVER, PORT = "198.51.100.21", 4433
+QUEUES = {"ours": 20, "library": 21, "floor": 22, "suricata": 23}
+MASK, ALLOW = 0x0F000000, 0x01000000
+LOADS = ("http", "tls", "pq", "pq in two")
+PARALLEL = 16
+
+
+def hello(name: str = "www.example.org") -> bytes:
+    """What OpenSSL sends first."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    secure = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname=name)
+    try:
+        secure.do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+    return outgoing.read()
+
+
+def compile_c(name: str, *libraries: str) -> Path:
+    out = BUILD / f"nfq-{name}"
+    source = Path(__file__).parent / "nfq_c" / f"{name}.c"
+    subprocess.run(["gcc", "-O2", "-Wall", "-o", str(out), str(source), *libraries], check=True)
+    return out
+
+
+class Bench:
+    """The venue, the load, and whoever is in turn."""
+
+    def __init__(self, lab: Lab, directory: Path) -> None:
+        self.lab = lab
+        self.directory = directory
+        self.load = compile_c("load")
+        self.files = {"http": b"GET / HTTP/1.1\r\nHost: www.example.org\r\nUser-Agent: bench\r\n\r\n", "tls": hello()}
+        self.files["pq"] = self.files["pq in two"] = (VECTORS / "chromium156_pq_hello.bin").read_bytes()
+        for name, data in self.files.items():
+            (directory / name).write_bytes(data)
+        self.started: list[subprocess.Popen[str]] = []
+        self.pids: dict[str, list[int]] = {}
+        self.agents: dict[str, int] = {}
+
+    def start(self, name: str, namespace: str, command: list[str]) -> list[int]:
+        """Start something and find its processes; its own log."""
+        with (self.directory / f"{name}.log").open("w") as log:
+            outer = self.lab.popen(namespace, command, stdout=log, stderr=log, start_new_session=True)
+        self.started.append(outer)
+        return [outer.pid]
+
+    def stop(self) -> None:
+        for outer in self.started:
+            for pid in [*descendants(outer.pid), outer.pid]:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            outer.wait()
+
+    def apply(self, queue: int | None) -> None:
+        """Our rules with another queue number, or none at all."""
+        if queue is None:
+            self.restore("*mangle\n-F\nCOMMIT\n*filter\n-F\nCOMMIT\n*raw\n-F\nCOMMIT\n")
+            return
+        plan = rules.Plan(("br-lan",), queue, 1, MASK, 0, False)
+        text = rules.iptables(plan, 4)
+        self.restore(text)
+        for table, chain, ours in rules.JUMPS:
+            if table != "nat":
+                self.lab.run("router", f"iptables -t {table} -I {chain} 1 -j {ours}", check=True)
+
+    def restore(self, text: str) -> None:
+        self.lab.run("router", "iptables-restore --noflush", input=text, check=True)
+
+    def run(self, load: str, seconds: float, parallel: int) -> dict[str, float]:
+        words = [str(self.load), "run", SERVER, str(PORT), str(self.directory / load), str(seconds), str(parallel)]
+        result = self.lab.run("pupil1", [*words, "2" if load == "pq in two" else "1"], check=True, timeout=60)
+        found: dict[str, float] = json.loads(result.stdout)
+        return found
+
+    def queued(self, queue: int) -> int:
+        for line in self.lab.run("router", "cat /proc/net/netfilter/nfnetlink_queue").stdout.splitlines():
+            fields = line.split()
+            if int(fields[0]) == queue:
+                return int(fields[7])
+        return 0
+
+
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    pending = [pid]
+    while pending:
+        at = pending.pop()
+        try:
+            children = [
+                int(child)
+                for task in Path(f"/proc/{at}/task").iterdir()
+                for child in (task / "children").read_text().split()
+            ]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found += children
+        pending += children
+    return found
+
+
+def cpu_s(pids: list[int]) -> float:
+    """Seconds on a processor, all threads, from the scheduler's count in nanoseconds."""
+    total = 0
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            try:
+                total += int(task.read_text().split()[0])
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+    return total / 1e9
+
+
+def start_ours(bench: Bench, name: str, binding: str) -> list[int]:
+    """An agent and a worker of our own, rules left to the bench."""
+    base = bench.directory / name
+    for part in ("run", "state", "ring"):
+        (base / part).mkdir(parents=True)
+    (base / "gambling").write_text("".join(f"site{number}.example\n" for number in range(100_000)) + "casino.example\n")
+    (base / "conf").write_text(f"""\
+config gatehouse 'main'
+\toption enabled '1'
+\toption run_dir '{base}/run'
+\toption state_dir '{base}/state'
+\toption firewall 'none'
+\toption clock 'trusted'
+config dns 'dns'
+\toption enabled '0'
+config nfq 'nfq'
+\toption binding '{binding}'
+\toption queue_first '{QUEUES[name]}'
+config ring 'ring'
+\toption directory '{base}/ring'
+\toption flood_per_hour '0'
+config policy 'policy'
+\toption table '{base}/state/policy.gp'
+config list 'gambling'
+\toption file '{base}/gambling'
+\toption category 'gambling'
+config profile 'school'
+\tlist block 'gambling'
+config group 'pupils'
+\toption profile 'school'
+\tlist ip '10.20.0.0/24'
+""")
+    (outer,) = bench.start(name, "router", [sys.executable, "-I", str(ROOT), "launch", "--config", f"{base}/conf"])
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        time.sleep(0.3)
+        workers = []
+        for pid in descendants(outer):
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            if "nfq" in words:
+                workers.append(pid)
+            if "agent" in words:
+                bench.agents[name] = pid
+        if (
+            workers
+            and bench.lab.run("router", "cat /proc/net/netfilter/nfnetlink_queue").stdout.find(f"{QUEUES[name]:5}") >= 0
+            and (base / "state" / "policy.gp").exists()
+        ):
+            time.sleep(1)
+            return workers
+    raise SystemExit(f"bench: {name} did not start: {(bench.directory / f'{name}.log').read_text()[-2000:]}")
+
+
+def start_floor(bench: Bench) -> list[int]:
+    program = compile_c("floor", "-lnetfilter_queue")
+    (outer,) = bench.start("floor", "router", [str(program), str(QUEUES["floor"]), str(ALLOW)])
+    time.sleep(0.5)
+    return [outer, *descendants(outer)]
+
+
+def start_suricata(bench: Bench) -> list[int] | None:
+    """Suricata in NFQUEUE mode, its log on; None where Debian 13 cannot be had."""
+    if not (CHROOT / "usr" / "bin" / "suricata").exists():
+        CHROOT.parent.mkdir(parents=True, exist_ok=True)
+        format_of = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+        mirror = subprocess.run(format_of, capture_output=True, text=True).stdout.split()[:1]
+        print("bench: fetching Suricata from Debian 13 (debootstrap into build/peers)", file=sys.stderr)
+        words = ["debootstrap", "--variant=minbase", "--include=suricata", "trixie", str(CHROOT), *mirror]
+        if subprocess.run(words, capture_output=True).returncode:
+            shutil.rmtree(CHROOT, ignore_errors=True)
+            print("bench: no Suricata: debootstrap failed", file=sys.stderr)
+            return None
+    where = CHROOT / "bench"
+    shutil.rmtree(where, ignore_errors=True)
+    where.mkdir()
+    (where / "rules").write_text(
+        'drop tls any any -> any any (tls.sni; content:"casino.example"; nocase; endswith; sid:1;)\n'
+        'drop http any any -> any any (http.host; content:"casino.example"; nocase; endswith; sid:2;)\n'
+        'drop quic any any -> any any (quic.sni; content:"casino.example"; nocase; endswith; sid:3;)\n'
+    )
+    (where / "suricata.yaml").write_text(SURICATA)
+    (CHROOT / "dev" / "null").exists() or (CHROOT / "dev" / "null").touch()
+    command = [
+        "chroot",
+        str(CHROOT),
+        "suricata",
+        "-c",
+        "/bench/suricata.yaml",
+        "-q",
+        str(QUEUES["suricata"]),
+        "-k",
+        "none",
+    ]
+    (outer,) = bench.start("suricata", "router", [*command, "-l", "/bench", "--pidfile", "/bench/pid"])
+    deadline = time.monotonic() + 30
+    while not (where / "pid").exists() or not bench.queued(QUEUES["suricata"]) >= 0:
+        if time.monotonic() > deadline or outer_is_dead(bench):
+            print(f"bench: no Suricata: {(bench.directory / 'suricata.log').read_text()[-400:]}", file=sys.stderr)
+            return None
+        time.sleep(0.3)
+    time.sleep(2)
+    return [outer, *descendants(outer)]
+
+
+def outer_is_dead(bench: Bench) -> bool:
+    return bench.started[-1].poll() is not None
+
+
+SURICATA = """\
+%YAML 1.1
+---
+vars: {address-groups: {HOME_NET: "any", EXTERNAL_NET: "any"}}
+default-rule-path: /bench
+rule-files: [rules]
+nfq: {mode: accept, fail-open: yes}
+threading: {set-cpu-affinity: no}
+stats: {enabled: no}
+outputs:
+  - eve-log:
+      enabled: yes
+      filename: eve.json
+      types: [{tls: {extended: yes}}, http, quic, drop]
+app-layer:
+  protocols:
+    tls: {enabled: yes, detection-ports: {dp: "443, 4433"}, encryption-handling: bypass}
+    http: {enabled: yes}
+    quic: {enabled: yes}
+stream: {midstream: true, async-oneside: true, inline: auto}
+flow: {memcap: 64mb, hash-size: 65536, prealloc: 10000}
+host-mode: router
+"""
+
+
+def start_squid(bench: Bench) -> list[int] | None:
+    """squid, told to look at the hello and relay the rest."""
+    program = shutil.which("squid") or "/usr/sbin/squid"
+    if not Path(program).exists():
+        return None
+    base = bench.directory / "squid"
+    base.mkdir()
+    base.chmod(0o777)
+    certs = next((Path(p) for p in ("/usr/lib/squid/security_file_certgen",) if Path(p).exists()), None)
+    if certs is None:
+        return None
+    subprocess.run([str(certs), "-c", "-s", str(base / "certs"), "-M", "4MB"], check=True, capture_output=True)
+    lab = bench.lab.directory
+    (base / "pem").write_text((lab / "ca.crt").read_text() + (lab / "ca.key").read_text())
+    subprocess.run(["chown", "-R", "proxy:", str(base)], check=True)
+    (base / "conf").write_text(f"""\
+http_port 3128
+https_port 3129 intercept ssl-bump cert={base}/pem
+sslcrtd_program {certs} -s {base}/certs -M 4MB
+acl step1 at_step SslBump1
+acl bad ssl::server_name .casino.example
+ssl_bump peek step1
+ssl_bump terminate bad
+ssl_bump splice all
+http_access allow all
+host_verify_strict off
+cache deny all
+access_log stdio:{base}/access.log
+cache_log {base}/cache.log
+pid_filename {base}/pid
+coredump_dir {base}
+shutdown_lifetime 1 seconds
+""")
+    (outer,) = bench.start("squid", "router", [program, "-N", "-f", str(base / "conf")])
+    time.sleep(3)
+    if outer_is_dead(bench):
+        print(f"bench: no squid: {(bench.directory / 'squid.log').read_text()[-400:]}", file=sys.stderr)
+        return None
+    return [outer, *descendants(outer)]
+
+
+def median_of(rounds: list[dict[str, float]], key: str) -> float:
+    return median([found[key] for found in rounds])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench-nfq")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--only", default="ours,library,floor,suricata,squid")
+    parser.add_argument("--loads", default=",".join(LOADS))
+    options = parser.parse_args()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    only, loads = options.only.split(","), options.loads.split(",")
+    with (
+        tempfile.TemporaryDirectory(prefix="gatehouse-bench-") as base,
+        Lab.running(Path(base, "lab"), agent=False) as lab,
+    ):
+        os.chmod(base, 0o755)
+        bench = Bench(lab, Path(base))
+        try:
+            rows = measure(bench, only, loads, options.rounds, options.seconds)
+        finally:
+            bench.stop()
+    write("nfq", rows + parser_rows())
+
+
+def measure(bench: Bench, only: list[str], loads: list[str], rounds: int, seconds: float) -> list[Row]:
+    bench.start("server", "internet", [str(bench.load), "serve", SERVER, str(PORT)])
+    starts: dict[str, Callable[[], list[int] | None]] = {
+        "ours": lambda: start_ours(bench, "ours", "netlink"),
+        "library": lambda: start_ours(bench, "library", "netfilterqueue"),
+        "floor": lambda: start_floor(bench),
+        "suricata": lambda: start_suricata(bench),
+        "squid": lambda: start_squid(bench),
+    }
+    pids = {name: found for name, start in starts.items() if name in only and (found := start())}
+    results: dict[tuple[str, str], list[dict[str, float]]] = {}
+    quiet: dict[tuple[str, str], list[dict[str, float]]] = {}
+    bulk: dict[str, list[float]] = {}
+    for number in range(-1, rounds):
+        for name in ("off", *pids):
+            bench.apply(QUEUES.get(name))
+            redirect = f"-t nat -{{}} PREROUTING -i br-lan -p tcp --dport {PORT} -j REDIRECT --to-ports 3129"
+            if name == "squid":
+                bench.lab.run("router", "iptables " + redirect.format("A"), check=True)
+            for load in loads:
+                if name == "squid" and load == "http":
+                    continue  # that would be another port of squid's
+                for parallel, into in ((PARALLEL, results), (1, quiet)):
+                    queue = QUEUES.get(name, 0)
+                    mine = pids.get(name, [])
+                    agent = [bench.agents[name]] if name in bench.agents else []
+                    before, theirs, seen = cpu_s(mine), cpu_s(agent), bench.queued(queue)
+                    length = (seconds if parallel > 1 else seconds / 2) if number >= 0 else 0.3
+                    found = bench.run(load, length, parallel)
+                    found["queued"] = (bench.queued(queue) - seen) / max(found["connections"], 1)
+                    time.sleep(0.25)  # records on their way
+                    found["cpu_us"] = (cpu_s(mine) - before) / max(found["connections"], 1) * 1e6
+                    found["agent_us"] = (cpu_s(agent) - theirs) / max(found["connections"], 1) * 1e6
+                    found["rate"] = found["connections"] / found["seconds"]
+                    if number >= 0:
+                        into.setdefault((name, load), []).append(found)
+            if name == "squid":
+                bench.lab.run("router", "iptables " + redirect.format("D"), check=True)
+            if number >= 0 and name in ("off", "ours", "squid"):
+                bulk.setdefault(name, []).append(download(bench))
+    bench.apply(None)
+    return rows_of(pids, loads, results, quiet, bulk)
+
+
+def download(bench: Bench) -> float:
+    """Seconds for 400 MB of the lab's own site, over one connection."""
+    words = f"curl -sS -o /dev/null -w %{{time_total}} --max-time 30 http://{SERVER}:8080/bulk/400"
+    return float(bench.lab.run("pupil1", words, check=True, timeout=40).stdout)
+
+
+def rows_of(
+    pids: dict[str, list[int]],
+    loads: list[str],
+    results: dict[tuple[str, str], list[dict[str, float]]],
+    quiet: dict[tuple[str, str], list[dict[str, float]]],
+    bulk: dict[str, list[float]],
+) -> list[Row]:
+    rows = []
+    wanted = {"http": 0.95, "tls": 0.90, "pq": 0.88}
+
+    def ratio(name: str, load: str) -> float:
+        pairs = zip(results[name, load], results["off", load], strict=True)
+        return median([on["rate"] / off["rate"] for on, off in pairs])
+
+    def peers(value: Callable[[str], float], load: str) -> dict[str, float]:
+        return {name: value(name) for name in pids if name != "ours" and (name, load) in results}
+
+    if "ours" in bulk:
+        on_off = median([off / on for on, off in zip(bulk["ours"], bulk["off"], strict=True)])
+        rows.append(Row(metric="bulk download on/off", unit="ratio", ours=on_off, target=">= 0.97", met=on_off >= 0.97))
+    for load in loads:
+        if "ours" not in pids:
+            break
+        ours = ratio("ours", load)
+        rates = peers(lambda name, load=load: ratio(name, load), load)
+        rates["off, conn/s"] = median_of(results["off", load], "rate")
+        least = wanted.get(load)
+        rows.append(Row(metric=f"{load}: new connections on/off", unit="ratio", ours=ours, peers=rates,
+                        target=f">= {least}" if least else "", met=ours >= least if least else None))  # fmt: skip
+        cpu = median_of(results["ours", load], "cpu_us")
+        spent = peers(lambda name, load=load: median_of(results[name, load], "cpu_us"), load)
+        limit = 20.0 if load == "tls" else None
+        rows.append(Row(metric=f"{load}: CPU of the hook", unit="us/conn", ours=cpu, peers=spent,
+                        target=f"<= {limit:.1f}" if limit else "", met=cpu <= limit if limit else None))  # fmt: skip
+        rows.append(Row(metric=f"{load}: CPU of the agent", unit="us/conn",
+                        ours=median_of(results["ours", load], "agent_us")))  # fmt: skip
+        queued = median_of(results["ours", load], "queued")
+        most = {"tls": 1.1, "http": 1.1, "pq": 2.0, "pq in two": 2.0}[load]
+        rows.append(Row(metric=f"{load}: packets queued", unit="per conn", ours=queued,
+                        peers=peers(lambda name, load=load: median_of(results[name, load], "queued"), load),
+                        target=f"<= {most}", met=queued <= most))  # fmt: skip
+        for figure in ("p50_us", "p99_us"):
+            pairs = {name: [on[figure] - off[figure] for on, off in zip(quiet[name, load], quiet["off", load],
+                     strict=True)] for name in pids if (name, load) in quiet}  # fmt: skip
+            added = {name: median(values) for name, values in pairs.items()}
+            mine = added.pop("ours")
+            rows.append(Row(metric=f"{load}: added set-up time {figure[:3]}", unit="us", ours=mine, peers=added,
+                            target="<= 100" if figure == "p50_us" else "",
+                            met=mine <= 100 if figure == "p50_us" else None))  # fmt: skip
+        failed = sum(found["failed"] for found in results["ours", load])
+        rows.append(Row(metric=f"{load}: failed", unit="conn", ours=failed, target="0", met=failed == 0))
+    return rows
+
+
+def parser_rows() -> list[Row]:
+    """The QUIC hello by itself: Chromium's two datagrams, keys derived, both opened, put together."""
+    datagrams = [(VECTORS / f"chromium156_quic_{number}.bin").read_bytes() for number in (0, 1)]
+    budget = quic.Budget(1 << 40)
+    taken = {}
+    for provider in (aes.CryptographyAes(), aes.LibcryptoAes()):
+        times = []
+        for _ in range(2000):
+            begin = time.perf_counter()
+            initials = quic.Initials(provider)
+            for data in datagrams:
+                initials.receive(data, b"client", budget, 0.0)
+            times.append((time.perf_counter() - begin) * 1e6)
+        taken[provider.name] = median(times)
+    ours = taken.pop("cryptography")
+    return [Row(metric="QUIC hello", unit="us", ours=ours, peers=taken, target="<= 150", met=ours <= 150)]
+
+
+if __name__ == "__main__":
+    main()
