@@ -431,7 +431,8 @@ class SqliteStore:
         packed = msgpack.packb(fields, unicode_errors="surrogatepass")
         self._run(
             "INSERT INTO device(venue, device, received_ms, every_s, heartbeat) VALUES(?,?,?,?,?) "
-            "ON CONFLICT DO UPDATE SET received_ms=excluded.received_ms, every_s=excluded.every_s, heartbeat=excluded.heartbeat",
+            "ON CONFLICT DO UPDATE SET received_ms=excluded.received_ms, every_s=excluded.every_s, "
+            "heartbeat=excluded.heartbeat",
             (*topics, received_ms, every_s, packed),
         )
         self._run("INSERT INTO heartbeat VALUES(?,?,?,?)", (*topics, received_ms, packed))

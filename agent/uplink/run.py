@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from base64 import b64decode
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -37,6 +38,8 @@ LIVE_RECORDS: Final = 16_384
 TAKE_BYTES: Final = 256 << 10
 OUTAGE_MS: Final = 1000
 """An interruption from this length on is put on record."""
+MAX_UNSAID: Final = 64
+"""Notes for the maintenance log that wait for an agent that is away; the last are kept."""
 GROUP_BYTES: Final = 96 << 10
 """Octets of batches, as stored, that are packed into one message."""
 
@@ -79,6 +82,7 @@ class Uplink:
         self._matters: tuple[object, ...] = ()
         self._stamps = self._stamp_files()
         self._stopping = False
+        self._unsaid: deque[dict[str, object]] = deque(maxlen=MAX_UNSAID)
         self._source = ""
         """Which of its lives the agent is in."""
         self._orders = Orders(config, path, self.clock, self._note, restart=self._stop)
@@ -489,6 +493,7 @@ class Uplink:
         }
         try:
             self._agent("report", report=report)
+            self._say_notes()
         except (AwayError, RefusedError):
             pass
 
@@ -504,7 +509,7 @@ class Uplink:
     def _note(
         self, act: str, what: str, result: str, detail: str = "", actor: str = "uplink", old: str = "", new: str = ""
     ) -> None:
-        """On the maintenance log. An agent that is away misses it; the log of this process has it."""
+        """On the maintenance log."""
         fields = {
             "actor": actor,
             "act": act,
@@ -514,10 +519,17 @@ class Uplink:
             "result": result,
             "detail": detail,
         }
+        self._unsaid.append(fields)
+        self._say_notes()
+
+    def _say_notes(self) -> None:
+        """What an agent that was away has not heard yet."""
         try:
-            self._agent("note", **fields)
+            while self._unsaid:
+                self._agent("note", **self._unsaid[0])
+                self._unsaid.popleft()
         except (AwayError, RefusedError):
-            _say(f"{act} {what}: {result} {detail}")
+            pass
 
     def _stamp_files(self) -> tuple[tuple[int, int], ...]:
         found = []
