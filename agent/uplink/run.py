@@ -95,6 +95,9 @@ class Uplink:
             if self._link is None and now >= self._retry_at:
                 self._connect()
                 continue
+            if self._link is None and now >= self._status_at:
+                self._status_at = now + STATUS_S
+                self._report()  # the agent may have started since
             self._wait(reader, now)
             try:
                 self._turn(time.monotonic())
@@ -510,7 +513,7 @@ class Uplink:
         self, act: str, what: str, result: str, detail: str = "", actor: str = "uplink", old: str = "", new: str = ""
     ) -> None:
         """On the maintenance log."""
-        fields = {
+        fields: dict[str, object] = {
             "actor": actor,
             "act": act,
             "object": what,

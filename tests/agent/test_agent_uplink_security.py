@@ -189,6 +189,7 @@ def test_a_server_that_cannot_prove_who_it_is_is_refused_by_the_cause(
         wait_until(lambda: "refused" in device.log(), 15, device.log)
         (line, *_) = [line for line in device.log().splitlines() if line.startswith("uplink: ")]
         assert f"localhost: its certificate is refused: {why}" in line.replace("self signed", "self-signed")
+        wait_until(lambda: "refused" in str(device.status().get("why")), 10)
         status = device.status()
         assert status["state"] == "degraded"
         assert any(why in str(one).replace("self signed", "self-signed") for one in status["why"])  # type: ignore[union-attr, attr-defined]
