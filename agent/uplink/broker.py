@@ -7,8 +7,10 @@ Rule: a server that cannot prove its name with the pinned authority's certificat
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -83,6 +85,8 @@ class Broker:
         self.inbound: Final[list[Inbound]] = []
         self.has_heard = False
         """Something came since this was last set to False."""
+        self.unanswered_s = 0.0
+        """Monotonic second at which the first was sent that nothing has come after; 0: there is none. The caller's."""
         self._code: Any = None
         self._granted: Any = None
         self._broken = ""
@@ -113,6 +117,8 @@ class Broker:
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
         """False: paho's queue is full; later."""
+        if qos and not self.unanswered_s:
+            self.unanswered_s = time.monotonic()
         info = self._client.publish(topic, payload, qos=qos, retain=retain)
         return int(info.rc) in (mqtt.MQTT_ERR_SUCCESS, mqtt.MQTT_ERR_NO_CONN)
 
@@ -197,9 +203,6 @@ class Broker:
             raise
 
     def _wait(self, is_there: Callable[[], bool]) -> None:
-        import select
-        import time
-
         deadline = time.monotonic() + CONNECT_S
         while not is_there():
             sock = self._client.socket()

@@ -256,5 +256,5 @@ class Backoff:
         return longest * (0.5 + self._random() / 2)
 
     def worked(self) -> None:
-        """The link is up, and stayed so for a while: the next failure is a first one."""
+        """Something came through: the next failure is a first one."""
         self._failures = 0

@@ -31,8 +31,6 @@ POLL_S: Final = 1.0
 """Between two looks at the ring: how late a block may reach the centre."""
 STATUS_S: Final = 5.0
 """Between two looks at the agent's status, for what has changed."""
-STEADY_S: Final = 60.0
-"""A connection that has lived so long was a good one."""
 LIVE_RECORDS: Final = 16_384
 """So many records go at once, however young: they fill a message."""
 TAKE_BYTES: Final = 256 << 10
@@ -53,7 +51,8 @@ class Uplink:
         self.clock = SystemClock(trusted=config.main.clock == "trusted")
         self._control = os.path.join(config.main.run_dir, "control")
         self._random = random.SystemRandom().random
-        self._backoff = Backoff(self._random, stagger_s=config.uplink.stagger_s)
+        stagger_s = config.uplink.stagger_s
+        self._backoff = Backoff(self._random, stagger_s=stagger_s, first_s=max(1.0, stagger_s / 10))
         self._delivery = Delivery(self._random, bytes_s=config.uplink.bandwidth)
         self._files: dict[int, _File] = {}
         """By the number of the load."""
@@ -83,6 +82,7 @@ class Uplink:
         self._stamps = self._stamp_files()
         self._stopping = False
         self._unsaid: deque[dict[str, object]] = deque(maxlen=MAX_UNSAID)
+        self._outages: deque[tuple[int, int, str]] = deque(maxlen=MAX_UNSAID)
         self._source = ""
         """Which of its lives the agent is in."""
         self._orders = Orders(config, path, self.clock, self._note, restart=self._stop)
@@ -146,7 +146,7 @@ class Uplink:
         self._beat_at = self._poll_at = self._status_at = self._take_at = 0.0
         self._is_begun = False
         _say(f"connected to {server[0]}, MQTT {'5' if self._version == 5 else '3.1.1'}")
-        self._tell_outage()
+        self._end_outage()
 
     def _fail(self, why: str) -> None:
         """No connection; the next server, after a while."""
@@ -163,21 +163,27 @@ class Uplink:
     def _lose(self, why: str) -> None:
         """The connection is over."""
         assert self._link is not None
+        self._note_good(self._link)
         self._link.abandon()
         self._link = None
         self._delivery.disconnected()
         self._down_since, self._down_why = self._alive.at_ms, why
-        if time.monotonic() - self._linked_at > STEADY_S:
-            self._backoff.worked()
         self._fail(why)
 
-    def _tell_outage(self) -> None:
-        """What the centre did not hear, with its bounds, as a record of its own."""
+    def _end_outage(self) -> None:
+        """There is a link again: what the centre did not hear has its bounds now."""
         now_ms, since_ms = self.clock.boottime_ms(), self._down_since
         self._down_since = 0
-        self._alive.heard(now_ms)
         if since_ms and now_ms - since_ms >= OUTAGE_MS:
-            self._agent("gap", from_ms=since_ms, to_ms=now_ms, why=f"no link to the centre: {self._down_why}")
+            self._outages.append((since_ms, now_ms, f"no link to the centre: {self._down_why}"))
+        self._alive.at_ms = now_ms
+
+    def _tell_outages(self) -> None:
+        """As records of their own. Until the agent has them, the file on tmpfs keeps the first moment."""
+        while self._outages:
+            from_ms, to_ms, why = self._outages[0]
+            self._agent("gap", from_ms=from_ms, to_ms=to_ms, why=why)
+            self._outages.popleft()
 
     def _say_goodbye(self) -> None:
         if self._link is None:
@@ -189,7 +195,7 @@ class Uplink:
                 self._link.flush()
         except (LinkError, OSError, ValueError):
             pass
-        self._alive.heard(self.clock.boottime_ms())
+        self._note_good(self._link)
         self._link.close()
 
     def _state(self, state: str) -> bytes:
@@ -225,9 +231,7 @@ class Uplink:
         if link is None:
             return
         link.work()
-        if link.has_heard:
-            link.has_heard = False
-            self._alive.heard(self.clock.boottime_ms())
+        self._note_good(link)
         inbound, link.inbound[:] = list(link.inbound), []
         for message in inbound:
             self._receive(message.topic, message.payload)
@@ -242,6 +246,13 @@ class Uplink:
         self._fill(now)
         self._send(link, now)
         link.flush()
+
+    def _note_good(self, link: Broker) -> None:
+        """While something is unanswered, the link was good until it was sent; else it is good now."""
+        if link.has_heard:
+            link.has_heard, link.unanswered_s = False, 0.0
+        waiting_ms = int((time.monotonic() - link.unanswered_s) * 1000) if link.unanswered_s else 0
+        self._alive.good_until(self.clock.boottime_ms() - waiting_ms, may_write=not self._outages)
 
     def _receive(self, topic: str, payload: bytes) -> None:
         try:
@@ -263,6 +274,8 @@ class Uplink:
             load = self._delivery.rejected(identity)
             if load is not None and self._delivery.is_stubborn(load):
                 _say(f"the centre asks for segment after segment again, at record {load.next_seq}")
+        if acks.done:
+            self._backoff.worked()  # from end to end: whatever breaks now is a first failure
         if place is not None:
             self._agent("acknowledge", place=place)
             self._forget_delivered(place)
@@ -279,6 +292,7 @@ class Uplink:
         """Critical records go at once; how far behind we are says whether bulk is due."""
         if not self._is_begun:
             self._begin()
+        self._tell_outages()
         since_ms = max(0, self.clock.boottime_ms() - self._settings.urgent_s * 1000)
         records: list[Mapping[str, object]] = []
         for row in self._ask("poll", after=self._urgent_after, since_ms=since_ms):
@@ -620,7 +634,7 @@ class _Key:
 
 
 class _Alive:
-    """When something was last heard from the broker; on tmpfs, so that a killed uplink's successor knows."""
+    """Until when the link was good: what was sent before was answered. On tmpfs, for a killed uplink's successor."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -636,14 +650,14 @@ class _Alive:
             return 0
         return self.at_ms if self.at_ms <= now_ms else 0
 
-    def heard(self, now_ms: int) -> None:
-        self.at_ms = now_ms
-        if now_ms - self._written_ms < 500:
+    def good_until(self, at_ms: int, *, may_write: bool) -> None:
+        self.at_ms = at_ms
+        if not may_write or 0 <= at_ms - self._written_ms < 500:
             return
-        self._written_ms = now_ms
+        self._written_ms = at_ms
         try:
             with open(self._path, "w", encoding="ascii") as file:
-                file.write(str(now_ms))
+                file.write(str(at_ms))
         except OSError:
             pass
 

@@ -21,6 +21,7 @@ from storage.batch import unpack, verdict_of
 from storage.clock import Clock
 from storage.cursor import Bulk, Cursor, Item, Lost, Taken
 from storage.hot import Batch, Segment
+from storage.sealed import Sealed
 from storage.writer import Ring
 
 NAME: Final = "centre"
@@ -115,16 +116,22 @@ class Source:
     def _poll(self, after: int, since_ms: int) -> Answer:
         """Critical records above number `after`, since `since_ms` of this boot; then how far behind we are."""
         cursor, store = self._open(), self._ring.store()
-        segment, given, reached = store.segment, 0, after
-        for batch in segment.batches(max(after, cursor.acknowledged - 1, 0)):
-            reached = batch.seq + batch.records - 1
-            if batch.sample.boot == self._clock.boot_id and batch.sample.boottime_ms >= since_ms:
-                for row in _critical(segment, batch):
-                    given += 1
-                    yield {"row": row}
+        given, reached, after = 0, after, max(after, cursor.acknowledged - 1, 0)
+        for number in store.book.numbers()[-2:]:  # a new day may have begun since the last look
+            with store.book.reading(number) as segment:
+                if isinstance(segment, Sealed) or segment.next_seq <= after:
+                    continue
+                for batch in segment.batches(after):
+                    reached = batch.seq + batch.records - 1
+                    if batch.sample.boot == self._clock.boot_id and batch.sample.boottime_ms >= since_ms:
+                        for row in _critical(segment, batch):
+                            given += 1
+                            yield {"row": row}
+                    if given >= MAX_URGENT:
+                        break
+                    yield BUSY
             if given >= MAX_URGENT:
                 break
-            yield BUSY
         last = store.segment
         said = {
             "behind": cursor.behind(),

@@ -88,6 +88,55 @@ def _builder(subject, issuer, public, begin, end):  # type: ignore[no-untyped-de
     return builder.serial_number(x509.random_serial_number()).not_valid_before(now + begin).not_valid_after(now + end)
 
 
+class Network:
+    """Two network namespaces with a wire between them, `10.98.0.1` the centre's end; nothing else sees them."""
+
+    def __init__(self, name: str) -> None:
+        self.centre, self.device = f"gh-{name}-c", f"gh-{name}-d"
+
+    def __enter__(self) -> "Network":
+        for name in (self.centre, self.device):
+            _ip("netns", "add", name)
+        _ip("link", "add", "wire0", "netns", self.centre, "type", "veth", "peer", "name", "wire0", "netns", self.device)
+        for name, address in ((self.centre, "10.98.0.1/24"), (self.device, "10.98.0.2/24")):
+            _ip("-n", name, "addr", "add", address, "dev", "wire0")
+            for link in ("wire0", "lo"):
+                _ip("-n", name, "link", "set", link, "up")
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        for name in (self.centre, self.device):
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+    def inside(self, name: str) -> tuple[str, ...]:
+        return ("ip", "netns", "exec", name)
+
+    def cut(self) -> None:
+        """Every packet is dropped, and nobody is told."""
+        for table in ("INPUT", "OUTPUT"):
+            subprocess.run(
+                [
+                    *self.inside(self.device),
+                    "iptables",
+                    "-w",
+                    "-A",
+                    table,
+                    "-i" if table == "INPUT" else "-o",
+                    "wire0",
+                    "-j",
+                    "DROP",
+                ],
+                check=True,
+            )
+
+    def mend(self) -> None:
+        subprocess.run([*self.inside(self.device), "iptables", "-w", "-F"], check=True)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -97,7 +146,16 @@ def free_port() -> int:
 class Mosquitto:
     """One broker: as shipped, but for ports and paths."""
 
-    def __init__(self, directory: Path, authority: Authority | None, hosts: tuple[str, ...] = ("localhost",)) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        authority: Authority | None,
+        hosts: tuple[str, ...] = ("localhost",),
+        address: str = "127.0.0.1",
+        prefix: tuple[str, ...] = (),
+    ) -> None:
+        """`prefix`: in front of the command, such as `ip netns exec NAME`; `address`: to listen on there."""
+        self.prefix = prefix
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.port, self.centre_port = free_port(), free_port()
@@ -106,14 +164,14 @@ class Mosquitto:
         if authority is None:
             text = "persistence true\npersistence_location /var/lib/mosquitto/\nallow_anonymous true\n"
             text += "max_queued_messages 20000\nmax_inflight_messages 64\n"
-            text += f"listener {self.port} 127.0.0.1\n"
+            text += f"listener {self.port} {address}\n"
             self.centre_port = self.port
         else:
             if not (authority.directory / "broker.pem").exists():
                 authority.issue("broker", "broker", hosts=hosts)
             text = text.replace("/etc/mosquitto/gatehouse.acl", str(ROOT / "packaging/centre/gatehouse.acl"))
             text = text.replace("/etc/mosquitto/gatehouse/", f"{authority.directory}/")
-            text = text.replace("listener 8883", f"listener {self.port} 127.0.0.1")
+            text = text.replace("listener 8883", f"listener {self.port} {address}")
             text = text.replace("listener 8884", f"listener {self.centre_port}")
         text = text.replace("/var/lib/mosquitto/", f"{directory}/")
         if os.geteuid() == 0:
@@ -123,15 +181,19 @@ class Mosquitto:
     def start(self) -> None:
         log = (self.directory / "mosquitto.log").open("ab")
         self.process = subprocess.Popen(
-            [MOSQUITTO, "-c", str(self.directory / "mosquitto.conf")], stdout=log, stderr=log
+            [*self.prefix, MOSQUITTO, "-c", str(self.directory / "mosquitto.conf")], stdout=log, stderr=log
         )
         wait_until(self.is_listening, 10, "mosquitto does not listen")
 
     def is_listening(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, (self.directory / "mosquitto.log").read_text()
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        # Asked of the kernel, in the broker's own network: a probe that connects leaves an error in its log.
+        ports = f":{self.port:04X} "
+        return any(
+            ports in line and " 0A " in line
+            for line in _read(f"/proc/{self.process.pid}/net/tcp").decode().splitlines()
+        )
 
     def kill(self) -> None:
         """As a power cut ends it: what it has not written is gone."""
@@ -195,13 +257,14 @@ class Device:
         live: str = "1s",
         heartbeat: str = "2s",
         more: str = "",
+        prefix: tuple[str, ...] = (),
     ) -> None:
         self.directory, self.venue, self.name = directory, venue, device
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "state" / "keys").mkdir(parents=True, exist_ok=True)
         if authority is None:
             more += "\toption tls '0'\n"
-            host = "127.0.0.1"
+            host = "127.0.0.1" if host == "localhost" else host
         else:
             pem, key = authority.issue(device, f"{venue}/{device}")
             more += f"\toption ca '{authority.path}'\n\toption certificate '{pem}'\n\toption key '{key}'\n"
@@ -218,8 +281,7 @@ class Device:
         self.config = directory / "gatehouse.conf"
         self.config.write_text(text)
         self.process: subprocess.Popen[bytes] | None = None
-        self.prefix: list[str] = []
-        """In front of every command: a network namespace."""
+        self.prefix = prefix
 
     def start(self) -> None:
         log = (self.directory / "device.log").open("ab")
@@ -259,11 +321,18 @@ class Device:
 class Centre:
     """A running receiver."""
 
-    def __init__(self, directory: Path, port: int, authority: Authority | None = None, name: str = "receiver") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        port: int,
+        authority: Authority | None = None,
+        name: str = "receiver",
+        prefix: tuple[str, ...] = (),
+    ) -> None:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         broker = f"localhost#{port}" if authority is not None else f"127.0.0.1#{port}"
-        self.command = [sys.executable, "-m", "agent.receiver", "run", "--broker", broker, "--name", name]
+        self.command = [*prefix, sys.executable, "-m", "agent.receiver", "run", "--broker", broker, "--name", name]
         self.command += ["--data", str(directory)]
         if authority is None:
             self.command += ["--plain"]
