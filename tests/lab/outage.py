@@ -67,6 +67,10 @@ def fill(directory: Path, records: int, reboots: int = 0) -> None:
             ring.close()
             clock.boot_id = f"{first % 10**8:08}" + clock.boot_id[8:]
             ring = Ring(str(directory), clock, seal=True, budget_bytes=512 << 20)
+    # What of it is of the day before is sealed, as it would be by now.
+    while ring.is_busy(clock.read()):
+        ring.tick(clock.read())
+        time.sleep(0.01)
     ring.close()
 
 
