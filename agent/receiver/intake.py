@@ -261,8 +261,8 @@ class Intake:
             event = event_of(record)
             if isinstance(event, Gap) and event.source in ("uplink", "agent"):
                 offset = int(str(record["wall_ms"])) - event.at_ms
-                bounds = event.from_ms + offset, event.to_ms + offset
-                self._store.explain_alarm(topics, "silent", *bounds, event.why)
+                bounds = [min(max(0, at_ms + offset), wire.MAX_NUMBER) for at_ms in (event.from_ms, event.to_ms)]
+                self._store.explain_alarm(topics, "silent", bounds[0], bounds[1], event.why)
 
     def _put_aside(self, topics: Topics, ring: bytes, payload: bytes, identity: bytes, why: str, now_ms: int) -> Answer:
         self.counters["bad"] += 1
@@ -302,7 +302,7 @@ class Intake:
     def _check_head(self, topics: Topics, stream: Stream, said: Mapping[str, Any], now_ms: int) -> None:
         """The signed head of the chain, against what came: an anchor that nobody on the way can move."""
         seq, head = said.get("next_seq"), said.get("head")
-        if type(seq) is not int or type(head) is not bytes:
+        if type(seq) is not int or not 0 <= seq < wire.MAX_NUMBER or type(head) is not bytes:
             raise MessageError("heartbeat: expected next_seq and head")
         link = self._store.link_at(stream, seq)
         if link and link != head:

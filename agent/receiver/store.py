@@ -391,14 +391,14 @@ class SqliteStore:
 
     def set_aside(self, stream: Stream, payload: bytes, why: str) -> None:
         """What cannot be right is kept as it came, for whoever looks into the alarm."""
-        self._run("INSERT INTO aside VALUES(?,?,?)", (stream.number, payload, why))
+        self._run("INSERT INTO aside VALUES(?,?,?)", (stream.number, payload, _clean(why)))
 
     # --- how devices are ----------------------------------------------------------------------------------------
 
     def raise_alarm(self, topics: Topics, kind: str, at_ms: int, text: str) -> bool:
         """False: the same is open already."""
         self._begin()
-        values = (*topics, kind, text)
+        values = (*topics, kind, _clean(text))
         if self._one("SELECT 1 FROM alarm WHERE venue=? AND device=? AND kind=? AND text=? AND to_ms=0", values):
             return False
         self._run("INSERT INTO alarm(venue, device, kind, text, from_ms) VALUES(?,?,?,?,?)", (*values, at_ms))
@@ -418,7 +418,7 @@ class SqliteStore:
         if row is not None:
             self._run(
                 "UPDATE alarm SET exact_from=?, exact_to=?, text=text || ? WHERE id=?",
-                (from_ms, to_ms, f"; the device: {text}", row[0]),
+                (from_ms, to_ms, f"; the device: {_clean(text)}", row[0]),
             )
 
     def alarms(self) -> list[Alarm]:
@@ -523,6 +523,11 @@ def _stream(row: Any) -> Stream:
 def _batch(row: Any) -> Batch:
     segment, first_seq, boot, records, mono, wall, synced, data, before, link = row
     return Batch(segment, first_seq, boot, Row(records, mono, wall, bool(synced), data), bytes(before), bytes(link))
+
+
+def _clean(text: str) -> str:
+    """Without halves of surrogate pairs, which a device may send and SQLite does not take."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _map(packed: bytes) -> Mapping[str, Any]:

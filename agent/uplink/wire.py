@@ -31,6 +31,8 @@ MAX_PLAIN: Final = 16 << 20
 """Octets of batches that were packed together, unpacked: 128 KiB of LZMA may say 100 times as much, not more."""
 MAX_WHOLE: Final = 32 << 20
 """Octets of a message that comes in parts. The ring lets 200,000 records wait for a storage that is away: 2 MB."""
+MAX_NUMBER: Final = 1 << 62
+"""Beyond all numbers of records and milliseconds; with all records of a message added, still 63 bits."""
 MAX_BATCHES: Final = 4096
 MAX_URGENT: Final = 512
 ID_SIZE: Final = 8
@@ -403,7 +405,7 @@ def _is_64(number: int) -> bool:
 
 def _number(fields: Mapping[str, Any], name: str) -> int:
     value = fields[name]
-    if type(value) is not int or not 0 <= value < 1 << 63:
+    if type(value) is not int or not 0 <= value < MAX_NUMBER:
         raise ValueError(f"{name}: expected a number from 0, got {value!r:.40}")
     return value
 
@@ -426,4 +428,5 @@ def _text(fields: Mapping[str, Any], name: str, limit: int) -> str:
     value = fields[name]
     if type(value) is not str or len(value) > limit:
         raise ValueError(f"{name}: expected text of at most {limit} characters")
+    value.encode()  # half a surrogate pair is nothing that a database takes
     return value

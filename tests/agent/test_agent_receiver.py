@@ -3,6 +3,7 @@
 import os
 import threading
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from agent.uplink import wire
 from agent.uplink.broker import Login
 from agent.uplink.signed import seal
 from agent.uplink.wire import Batches, Piece, Row, Topics, Urgent, pack_map
+from policy.event import Gap
 from policy.signature import public_key, sign
 from storage import chain
 from storage.batch import Columns, pack
@@ -202,6 +204,25 @@ def test_a_segment_that_does_not_come_together_is_asked_for_again_and_then_set_a
     assert not any(name.endswith(".tmp") for _, _, names in os.walk(tmp_path / "other") for name in names)
 
 
+def test_numbers_and_texts_that_no_database_takes_are_refused_or_made_harmless(tmp_path: Path) -> None:
+    side = Side(tmp_path)
+    first = batch(1, chain.START, ["a.example"])
+    for bad in (
+        first._replace(first_seq=(1 << 63) - 1),
+        first._replace(segment=(1 << 64) - 1),
+        first._replace(boot="\ud800"),
+    ):
+        side.give(wire.write_batches(bad, as_stored=True))
+    side.give(wire.write(wire.Missing(RING, 1, 1, 2, "\udfff")))
+    side.give(wire.write(wire.Missing(RING, 1, (1 << 64) - 1, (1 << 64) - 1, "")))
+    gap = Gap(5, "uplink", 0, -(1 << 63), (1 << 63) - 1, "\ud800")
+    side.give(wire.write(Urgent(RING, (wire.urgent_record(gap, 7, 1, NOW, True),))))
+    side.give(heartbeat(1 << 63, b"x"), "heartbeat")
+    assert set(side.alarms()) <= {"damaged"}
+    side.give(wire.write_batches(first))
+    assert side.records() == 2, "the gap, and what was right"
+
+
 _SIDES: dict[str, Side] = {}
 
 
@@ -225,10 +246,7 @@ def test_no_device_can_stop_the_receiver(
 def test_a_receiver_whose_zlib_makes_other_octets_gets_batches_as_they_are_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def deflate(plain: bytes) -> bytes:
-        return zlib.compress(plain, 9)
-
-    monkeypatch.setattr(wire, "_deflate", deflate)
+    monkeypatch.setattr(wire, "_deflate", partial(zlib.compress, level=9))
     fill(tmp_path / "device" / "ring", 3000)
     mosquitto = Mosquitto(tmp_path / "mosquitto", None)
     device = Device(tmp_path / "device", mosquitto.port)
@@ -246,7 +264,7 @@ def test_a_receiver_whose_zlib_makes_other_octets_gets_batches_as_they_are_store
         thread = threading.Thread(target=receive)
         thread.start()
         with running(device):
-            wait_until(lambda: (tmp_path / "centre" / "centre.db").exists(), 20)
+            wait_until((tmp_path / "centre" / "centre.db").exists, 20)
             wait_until(lambda: read(tmp_path / "centre").total >= 3000, 30, device.log)
         os.write(writer, b"x")
         thread.join(10)
