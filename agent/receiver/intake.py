@@ -138,6 +138,7 @@ class Intake:
         for batch in batches:
             new += self._keep(topics, stream, batch, payload, now_ms)
         self.counters["doubles"] += not new
+        self._check_anchors(topics, stream, message.first_seq, message.next_seq, now_ms)
         return [Answer(topics, done=identity)]
 
     def _keep(self, topics: Topics, stream: Stream, batch: Batch, payload: bytes, now_ms: int) -> bool:
@@ -230,6 +231,7 @@ class Intake:
                 self._alarm(topics, "chain", now_ms, f"segment {piece.segment}: its end is not what was sent before")
             self._store.take_urgent(stream, sealed.first_seq, sealed.next_seq)
             self._store.add_sealed(stream, sealed, path, is_signed=is_signed)
+            self._check_anchors(topics, stream, sealed.first_seq, sealed.next_seq, now_ms)
             self.counters["segments"] += 1
             self.counters["records"] += sealed.next_seq - sealed.first_seq
         finally:
@@ -305,8 +307,17 @@ class Intake:
         if type(seq) is not int or not 0 <= seq < wire.MAX_NUMBER or type(head) is not bytes:
             raise MessageError("heartbeat: expected next_seq and head")
         link = self._store.link_at(stream, seq)
+        if not link and seq > 1:  # its records are still to come
+            link = self._store.add_anchor(stream, seq, head)
         if link and link != head:
             self._alarm(topics, "chain", now_ms, f"record {seq}: the router's signed head is another than what came")
+
+    def _check_anchors(self, topics: Topics, stream: Stream, first_seq: int, next_seq: int, now_ms: int) -> None:
+        """Heads that were signed before their records came. Within a sealed segment only its end has a link."""
+        for seq, head in self._store.take_anchors(stream, first_seq, next_seq):
+            link = self._store.link_at(stream, seq)
+            if link and link != head:
+                self._alarm(topics, "chain", now_ms, f"record {seq}: is not what the router's signed head says")
 
     def _known(self, topics: Topics, ring: bytes, payload: bytes, now_ms: int) -> Stream | None:
         """Whose heartbeat it is; the first key that a device shows is believed, a second one is an alarm."""

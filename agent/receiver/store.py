@@ -104,6 +104,8 @@ class Store(Protocol):
     def add_urgent(self, stream: Stream, seq: int, record: Mapping[str, object]) -> None: ...
     def take_urgent(self, stream: Stream, first_seq: int, next_seq: int) -> list[tuple[int, Mapping[str, Any]]]: ...
     def urgent(self, stream: Stream) -> list[tuple[int, Mapping[str, Any]]]: ...
+    def add_anchor(self, stream: Stream, seq: int, head: bytes) -> bytes: ...
+    def take_anchors(self, stream: Stream, first_seq: int, next_seq: int) -> list[tuple[int, bytes]]: ...
     def set_aside(self, stream: Stream, payload: bytes, why: str) -> None: ...
     def raise_alarm(self, topics: Topics, kind: str, at_ms: int, text: str) -> bool: ...
     def close_alarm(self, topics: Topics, kind: str, at_ms: int) -> None: ...
@@ -135,6 +137,8 @@ CREATE TABLE IF NOT EXISTS piece(stream INT NOT NULL, whole BLOB NOT NULL, at IN
 CREATE TABLE IF NOT EXISTS lost(stream INT NOT NULL, first_seq INT NOT NULL, next_seq INT NOT NULL,
     segment INT NOT NULL, why TEXT NOT NULL, PRIMARY KEY(stream, first_seq)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS urgent(stream INT NOT NULL, seq INT NOT NULL, record BLOB NOT NULL,
+    PRIMARY KEY(stream, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS anchor(stream INT NOT NULL, seq INT NOT NULL, head BLOB NOT NULL,
     PRIMARY KEY(stream, seq)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS aside(stream INT NOT NULL, payload BLOB NOT NULL, why TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS alarm(id INTEGER PRIMARY KEY, venue TEXT NOT NULL, device TEXT NOT NULL, kind TEXT NOT NULL,
@@ -388,6 +392,21 @@ class SqliteStore:
         """Those whose batch has not come yet."""
         rows = self._all("SELECT seq, record FROM urgent WHERE stream = ? ORDER BY seq", (stream.number,))
         return [(int(seq), _map(packed)) for seq, packed in rows]
+
+    def add_anchor(self, stream: Stream, seq: int, head: bytes) -> bytes:
+        """A signed head whose records have not come yet. Returns the one that is known for that number."""
+        self._run("INSERT OR IGNORE INTO anchor VALUES(?,?,?)", (stream.number, seq, head))
+        row = self._one("SELECT head FROM anchor WHERE stream = ? AND seq = ?", (stream.number, seq))
+        return bytes(row[0])
+
+    def take_anchors(self, stream: Stream, first_seq: int, next_seq: int) -> list[tuple[int, bytes]]:
+        """Signed heads within records that have come: they go."""
+        where = "FROM anchor WHERE stream = ? AND seq > ? AND seq <= ?"
+        values = (stream.number, first_seq, next_seq)
+        found = [(int(seq), bytes(head)) for seq, head in self._all(f"SELECT seq, head {where}", values)]
+        if found:
+            self._run(f"DELETE {where}", values)
+        return found
 
     def set_aside(self, stream: Stream, payload: bytes, why: str) -> None:
         """What cannot be right is kept as it came, for whoever looks into the alarm."""

@@ -27,7 +27,7 @@ from storage.clock import Sample
 from storage.filter import Filter
 from storage.hot import numbers_in, path_of
 from storage.sealed import Sealed
-from tests.agent.test_agent_uplink_wire import BOOT, look_up, messages
+from tests.agent.test_agent_uplink_wire import BOOT, MESSAGES, look_up
 from tests.lab.broker import Device, Mosquitto, running, wait_until
 from tests.lab.outage import expected, fill, read
 
@@ -113,12 +113,15 @@ def test_an_altered_batch_is_set_aside_and_somebody_is_told(tmp_path: Path, what
     assert side.records() == (2 if what == "before" else 1)
 
 
-def test_a_signed_head_shows_what_the_broker_has_changed(tmp_path: Path) -> None:
-    side = Side(tmp_path)
-    forged = batch(1, chain.START, ["innocent.example"])
-    side.give(wire.write_batches(forged))
-    side.give(heartbeat(2, batch(1, chain.START, ["casino.example"]).link), "heartbeat")
-    assert side.alarms() == ["chain"]
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_signed_head_shows_what_the_broker_has_changed(tmp_path: Path, is_first: bool) -> None:
+    good, forged = (batch(1, chain.START, [name]) for name in ("casino.example", "innocent.example"))
+    for sent, alarms in ((good, []), (forged, ["chain"])):
+        side = Side(tmp_path / alarms[0] if alarms else tmp_path / "good")
+        steps = [(wire.write_batches(sent), "records"), (heartbeat(2, good.link), "heartbeat")]
+        for payload, what in reversed(steps) if is_first else steps:
+            side.give(payload, what)
+        assert side.alarms() == alarms
 
 
 def test_what_was_said_ahead_must_be_what_stands_in_the_batch(tmp_path: Path) -> None:
@@ -229,7 +232,7 @@ _SIDES: dict[str, Side] = {}
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(["records", "heartbeat", "state", "reply", "ack", "x"]),
-    st.sampled_from([*sorted(messages()), "heartbeat", ""]),
+    st.sampled_from([*sorted(MESSAGES), "heartbeat", ""]),
     st.integers(0, 1 << 20),
     st.binary(max_size=6),
 )
@@ -237,7 +240,7 @@ def test_no_device_can_stop_the_receiver(
     tmp_path_factory: pytest.TempPathFactory, what: str, kind: str, place: int, more: bytes
 ) -> None:
     side = _SIDES.get("one") or _SIDES.setdefault("one", Side(tmp_path_factory.mktemp("hostile")))
-    payload = bytearray(heartbeat(1, chain.START) if kind == "heartbeat" else messages().get(kind, b""))
+    payload = bytearray(heartbeat(1, chain.START) if kind == "heartbeat" else MESSAGES.get(kind, b""))
     place %= len(payload) + 1
     payload[place : place + len(more)] = more
     side.give(bytes(payload), what)

@@ -1,18 +1,20 @@
 """Outages, on real mosquitto with TLS and the access list, in network namespaces. The long run is tests/lab/outage.py's
 own: a million records, fifty kills of the broker."""
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.lab.broker import Authority, Centre, Device, Mosquitto, running, wait_until
+from tests.lab.broker import Authority, Centre, Device, Mosquitto, free_port, running, wait_until
 from tests.lab.outage import fill, read, run
 
 pytestmark = pytest.mark.lab
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces with a wire between them need root")
 def test_through_kills_cuts_and_half_open_connections_everything_arrives_once(tmp_path: Path) -> None:
     found = run(tmp_path, records=60_000, broker_kills=4, others=6, seed=3, bandwidth="20k")
     assert int(str(found["found"])) == int(str(found["records"])) > 60_000
@@ -94,6 +96,15 @@ def test_blocks_are_at_the_centre_before_the_backlog(tmp_path: Path) -> None:
         wait_until(lambda: centre.until() > seq, 60, device.log)
         assert centre.sql(f"SELECT count(*) FROM urgent WHERE seq <= {seq}") == [(0,)]
     assert read(tmp_path / "centre").alarms == []
+
+
+def test_with_one_broker_gone_the_next_is_asked(tmp_path: Path) -> None:
+    mosquitto = Mosquitto(tmp_path / "mosquitto", None)
+    centre = Centre(tmp_path / "centre", mosquitto.centre_port)
+    device = Device(tmp_path / "device", free_port(), more=f"\tlist server '127.0.0.1#{mosquitto.port}'\n")
+    with running(mosquitto, centre, device):
+        wait_until(lambda: centre.until() > 1, 20, device.log)
+    assert "Connection refused" in device.log()
 
 
 def test_several_receivers_share_the_work_and_double_nothing(tmp_path: Path) -> None:
