@@ -107,8 +107,11 @@ class Broker:
 
     @property
     def socket(self) -> Any:
-        """To be selected on."""
-        return self._client.socket()
+        """To be selected on. Raises: LinkError when the connection is over."""
+        found = self._client.socket()
+        if found is None:
+            raise LinkError(self._broken or "the connection broke")
+        return found
 
     @property
     def wants_write(self) -> bool:

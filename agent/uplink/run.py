@@ -98,16 +98,17 @@ class Uplink:
             if self._link is None and now >= self._status_at:
                 self._status_at = now + STATUS_S
                 self._report()  # the agent may have started since
-            self._wait(reader, now)
             try:
+                self._wait(reader, now)
                 self._turn(time.monotonic())
             except LinkError as error:
                 self._lose(str(error))
-            except (AwayError, RefusedError) as error:
-                # The agent is away, or restarts: what is on its way stays so, the rest waits in the ring.
+            except (AwayError, RefusedError, OSError) as error:
+                # A segment is of another form by now; or the agent is away, or restarts. Everything that is not
+                # acknowledged is taken again.
                 self._is_begun = False
                 self._poll_at = self._status_at = time.monotonic() + POLL_S
-                if isinstance(error, RefusedError):
+                if not isinstance(error, AwayError):
                     _say(f"the agent: {error}")
         self._say_goodbye()
 
