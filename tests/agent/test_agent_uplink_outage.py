@@ -16,8 +16,8 @@ pytestmark = pytest.mark.lab
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces with a wire between them need root")
 def test_through_kills_cuts_and_half_open_connections_everything_arrives_once(tmp_path: Path) -> None:
-    found = run(tmp_path, records=60_000, broker_kills=4, others=6, seed=3, bandwidth="20k")
-    assert int(str(found["found"])) == int(str(found["records"])) > 60_000
+    found = run(tmp_path, records=30_000, broker_kills=3, others=6, seed=3, bandwidth="20k")
+    assert int(str(found["found"])) == int(str(found["records"])) > 30_000
 
 
 def test_a_cut_is_on_record_with_its_bounds_and_the_alarm_has_them(tmp_path: Path) -> None:
@@ -81,13 +81,13 @@ def test_a_sudden_end_has_bounds_too(tmp_path: Path, how: str) -> None:
 
 def test_blocks_are_at_the_centre_before_the_backlog(tmp_path: Path) -> None:
     """A slow line, hours of accesses waiting: what was blocked just now is there within seconds, and once."""
-    fill(tmp_path / "device" / "ring", 60_000)
+    fill(tmp_path / "device" / "ring", 30_000)
     mosquitto = Mosquitto(tmp_path / "mosquitto", None)
     centre = Centre(tmp_path / "centre", mosquitto.centre_port)
     device = Device(tmp_path / "device", mosquitto.port, more="\toption bandwidth '4k'\n")
     with running(mosquitto, centre, device):
         wait_until(lambda: centre.sql("SELECT 1 FROM urgent"), 15, device.log)
-        assert centre.until() < 60_000
+        assert centre.until() < 30_000
         (seq,) = centre.sql("SELECT max(seq) FROM urgent")[0]
         (own,) = [row for row in device.ask("query", "--since", "1h") if str(row["id"]).endswith(f":{seq}")]
         assert own["kind"] == "maintenance"
@@ -108,15 +108,15 @@ def test_with_one_broker_gone_the_next_is_asked(tmp_path: Path) -> None:
 
 
 def test_several_receivers_share_the_work_and_double_nothing(tmp_path: Path) -> None:
-    fill(tmp_path / "device" / "ring", 60_000)
+    fill(tmp_path / "device" / "ring", 30_000)
     authority = Authority(tmp_path / "authority")
     mosquitto = Mosquitto(tmp_path / "mosquitto", authority)
     copies = [Centre(tmp_path / "centre", mosquitto.centre_port, authority, f"receiver-{n}") for n in range(3)]
     device = Device(tmp_path / "device", mosquitto.port, authority=authority)
     with running(mosquitto, *copies, device):
-        wait_until(lambda: copies[0].until() > 60_000, 60, lambda: device.log() + copies[0].log())
+        wait_until(lambda: copies[0].until() > 30_000, 60, lambda: device.log() + copies[0].log())
     worked = [line for line in copies[0].log().splitlines() if '"messages": ' in line and '"messages": 0' not in line]
     assert len(worked) == 3, "each copy had its share"
     found = read(tmp_path / "centre")
-    assert found.total == 60_000
+    assert found.total == 30_000
     assert found.alarms == []
