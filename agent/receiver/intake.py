@@ -21,7 +21,7 @@ from agent.uplink import wire
 from agent.uplink.signed import open_sealed, split
 from agent.uplink.wire import Acks, Batches, Missing, Part, Piece, Topics, Urgent, event_of, identify
 from policy.errors import CorruptError, MessageError
-from policy.event import Gap
+from policy.event import Event, Gap
 from policy.signature import verify
 from storage import chain
 from storage.batch import unpack
@@ -164,6 +164,9 @@ class Intake:
             self._alarm(topics, "damaged", now_ms, str(error))
         else:
             self._compare_urgent(topics, stream, batch, columns.events, now_ms)
+            # What went ahead may have been lost on its way: nobody acknowledges it.
+            for _, event in columns.others:
+                self._explain(topics, event, batch.row.wall_ms - batch.row.mono_ms)
         self._store.add_batch(stream, batch)
         self.counters["records"] += batch.row.records
         return True
@@ -261,10 +264,13 @@ class Intake:
             if not present:
                 self._store.add_urgent(stream, seq, record)
             event = event_of(record)
-            if isinstance(event, Gap) and event.source in ("uplink", "agent"):
-                offset = int(str(record["wall_ms"])) - event.at_ms
-                bounds = [min(max(0, at_ms + offset), wire.MAX_NUMBER) for at_ms in (event.from_ms, event.to_ms)]
-                self._store.explain_alarm(topics, "silent", bounds[0], bounds[1], event.why)
+            self._explain(topics, event, int(str(record["wall_ms"])) - event.at_ms)
+
+    def _explain(self, topics: Topics, event: Event, offset_ms: int) -> None:
+        """A device's own word on when it was not to be heard, for the alarm about it."""
+        if isinstance(event, Gap) and event.source in ("uplink", "agent"):
+            bounds = [min(max(0, at_ms + offset_ms), wire.MAX_NUMBER) for at_ms in (event.from_ms, event.to_ms)]
+            self._store.explain_alarm(topics, "silent", bounds[0], bounds[1], event.why)
 
     def _put_aside(self, topics: Topics, ring: bytes, payload: bytes, identity: bytes, why: str, now_ms: int) -> Answer:
         self.counters["bad"] += 1

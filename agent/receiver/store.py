@@ -430,7 +430,8 @@ class SqliteStore:
     def explain_alarm(self, topics: Topics, kind: str, from_ms: int, to_ms: int, text: str) -> None:
         """The device's own record of what an alarm was about: exact bounds."""
         row = self._one(
-            "SELECT id FROM alarm WHERE venue=? AND device=? AND kind=? AND (to_ms=0 OR to_ms>=?) AND from_ms<=? "
+            "SELECT id FROM alarm WHERE venue=? AND device=? AND kind=? AND exact_to=0 "
+            "AND (to_ms=0 OR to_ms>=?) AND from_ms<=? "
             "ORDER BY id DESC LIMIT 1",
             (*topics, kind, from_ms, to_ms),
         )

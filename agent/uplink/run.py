@@ -242,7 +242,7 @@ class Uplink:
             self._poll(link, now)
             self._watch_files()
         if now >= self._status_at:
-            self._status_at = now + STATUS_S
+            self._status_at = now + min(STATUS_S, self._settings.heartbeat_s / 2)
             self._beat(link, now)
         self._fill(now)
         self._send(link, now)
@@ -479,7 +479,7 @@ class Uplink:
         if now < self._beat_at and matters == self._matters:
             return
         self._matters = matters
-        self._beat_at = now + self._settings.heartbeat_s - STATUS_S / 2
+        self._beat_at = now + self._settings.heartbeat_s - min(STATUS_S, self._settings.heartbeat_s / 2) / 2
         self._beats += 1
         clock = self.clock.read()
         octets = build(
