@@ -73,7 +73,7 @@ def test_a_sudden_end_has_bounds_too(tmp_path: Path, how: str) -> None:
         wait_until(
             lambda: centre.sql("SELECT 1 FROM alarm WHERE exact_to > 0"), 60, lambda: device.log() + centre.log()
         )
-        # Up to half a minute: what reached a new broker before the receiver did is sent again when nobody acknowledges it.
+        # Up to half a minute: what came to the new broker before the receiver did is sent again.
         end = time.time()
         (bounds, *_) = centre.sql("SELECT exact_from, exact_to FROM alarm WHERE kind = 'silent'")
         assert abs(bounds[0] / 1000 - begin) < 1.0
