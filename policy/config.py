@@ -465,7 +465,6 @@ def _ring(options: Options) -> RingConfig:
     return ring
 
 
-_SINGLE: Final = frozenset({"gatehouse", "dns", "nfq", "ring", "session", "notice", "venue"})
 def _uplink(options: Options, main: Options) -> UplinkConfig:
     base = UplinkConfig()
     uplink = UplinkConfig(
@@ -532,4 +531,4 @@ def _fingerprints(options: Options, option: str) -> tuple[str, ...]:
     return values
 
 
-_SINGLE: Final = frozenset({"gatehouse", "dns", "nfq", "ring", "uplink"})
+_SINGLE: Final = frozenset({"gatehouse", "dns", "nfq", "ring", "session", "notice", "venue", "uplink"})

@@ -10,8 +10,7 @@ from policy.config import Options, load
 from policy.rules import load_policy
 
 SHIPPED = Path(__file__).resolve().parents[2] / "packaging/openwrt/gatehouse/files/etc/config/gatehouse"
-EXAMPLES = {"upstream_tls", "rebind_domain", "page", "listen"}
-EXAMPLES = {"upstream_tls", "rebind_domain", "page", "server", "order_key"}
+EXAMPLES = {"upstream_tls", "rebind_domain", "page", "listen", "server", "order_key"}
 """Lists that are empty by default; the file shows what one looks like."""
 
 
@@ -42,8 +41,7 @@ def test_every_option_that_is_read_stands_in_it(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(config.Options, "finish", spy)
     load("")
-    for section in ("gatehouse", "dns", "nfq", "ring", "session", "notice", "venue"):
-    for section in ("gatehouse", "dns", "nfq", "ring", "uplink"):
+    for section in ("gatehouse", "dns", "nfq", "ring", "session", "notice", "venue", "uplink"):
         part = re.split(r"(?m)^config ", uncommented())
         (text,) = [item for item in part if item.startswith(f"{section} ")]
         assert set(re.findall(r"(?m)^\t(?:option|list) (\w+) ", text)) == known[section]
