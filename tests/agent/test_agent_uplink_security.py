@@ -15,7 +15,7 @@ from agent.uplink.broker import Broker, LinkError, Login
 from agent.uplink.wire import Topics
 from tests.lab.broker import ROOT, Authority, Centre, Device, Mosquitto, running, wait_until
 
-MINE, OTHER = Topics("school-1", "router-1"), Topics("school-1", "router-2")
+MINE, OTHER = Topics("11010500000001", "router-1"), Topics("11010500000001", "router-2")
 HOUR = datetime.timedelta(hours=1)
 
 
@@ -64,7 +64,7 @@ def test_a_device_speaks_and_hears_on_its_own_topics_only(
     for what in ("records", "heartbeat", "state", "reply", "ack", "command"):
         device.publish(MINE.of(what), what.encode())
         device.publish(OTHER.of(what), b"forged")
-        device.publish(Topics("school-2", "router-1").of(what), b"forged")
+        device.publish(Topics("11010500000002", "router-1").of(what), b"forged")
         device.publish(f"gatehouse/v1/{what}", b"forged")
     assert heard(device) == [], "not even to itself on the topics that come down"
     assert sorted(heard(receiver)) == sorted(
@@ -113,7 +113,7 @@ def test_one_device_cannot_take_the_session_of_another(broker: Mosquitto, author
     thief.close()
 
 
-@pytest.mark.parametrize("name", ["", "school-1/+", "#", "somebody"])
+@pytest.mark.parametrize("name", ["", "11010500000001/+", "#", "somebody"])
 def test_who_has_no_proper_name_may_nothing(broker: Mosquitto, authority: Authority, name: str) -> None:
     receiver = Broker(
         ("localhost", broker.centre_port),
@@ -123,7 +123,7 @@ def test_who_has_no_proper_name_may_nothing(broker: Mosquitto, authority: Author
     )
     try:
         stranger = Broker(("localhost", broker.port), login(authority, name or " "), [], version=5)
-        for topic in ("gatehouse/v1/school-1/router-1/records", "gatehouse/v1/school-1/+/records"):
+        for topic in ("gatehouse/v1/11010500000001/router-1/records", "gatehouse/v1/11010500000001/+/records"):
             if "+" not in topic:
                 stranger.publish(topic, b"forged")
         heard(stranger, 0.2)

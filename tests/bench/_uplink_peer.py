@@ -27,7 +27,7 @@ def main() -> None:
             if len(messages) < int(count):
                 said = row(event, "1:1", event.at_ms, "synced", lambda at: at)
                 messages.append(json.dumps(said, separators=(",", ":")))
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="school-1/peer", protocol=mqtt.MQTTv5)
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="11010500000001/peer", protocol=mqtt.MQTTv5)
     client.max_queued_messages_set(0)
     client.max_inflight_messages_set(1000)  # its default is 20
     context = ssl.create_default_context(cafile=ca)
@@ -47,7 +47,7 @@ def main() -> None:
             time.sleep(0.01)
     began = time.monotonic()
     for message in messages:
-        client.publish("gatehouse/v1/school-1/peer/records", message, qos=1)
+        client.publish("gatehouse/v1/11010500000001/peer/records", message, qos=1)
     while how == "online" and done[0] < len(messages):
         time.sleep(0.005)
     seconds = time.monotonic() - began

@@ -201,7 +201,7 @@ def live(directory: Path, authority: Authority, seconds: float) -> dict[str, flo
 
 def peer(directory: Path, authority: Authority, count: int, how: str) -> dict[str, float]:
     mosquitto = Mosquitto(directory / f"mosquitto-{how}", authority)
-    pem, key = authority.issue("peer", "school-1/peer")
+    pem, key = authority.issue("peer", "11010500000001/peer")
     with running(mosquitto), Wire(mosquitto.port) as wire:
         command = [sys.executable, "-m", "tests.bench._uplink_peer", str(wire.port), str(authority.path), str(pem)]
         done = subprocess.run(

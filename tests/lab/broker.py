@@ -256,7 +256,7 @@ class Device:
         directory: Path,
         port: int,
         *,
-        venue: str = "school-1",
+        venue: str = "11010500000001",
         device: str = "router-1",
         authority: Authority | None = None,
         host: str = "localhost",
