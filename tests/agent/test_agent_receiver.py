@@ -31,7 +31,7 @@ from tests.agent.test_agent_uplink_wire import BOOT, MESSAGES, look_up
 from tests.lab.broker import Device, Mosquitto, running, wait_until
 from tests.lab.outage import expected, fill, read
 
-TOPICS = Topics("11010500000001", "router-1")
+TOPICS = Topics("11010500000001", "100000001020000000001")
 SECRET = bytes(range(32))
 PUBLIC = public_key(SECRET)
 RING = PUBLIC[:8]

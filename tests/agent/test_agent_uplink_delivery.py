@@ -20,7 +20,7 @@ from storage.writer import Ring
 from tests.storage.test_storage_cursor import settle
 from tests.storage.test_storage_ring import FakeClock, look_up
 
-TOPICS = Topics("11010500000001", "router-1")
+TOPICS = Topics("11010500000001", "100000001020000000001")
 
 
 def test_the_place_moves_over_what_is_acknowledged_from_end_to_end() -> None:

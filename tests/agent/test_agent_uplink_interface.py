@@ -128,8 +128,8 @@ def test_what_travels_is_as_described(tmp_path: Path) -> None:
         with running(centre, device):
             wait_until(lambda: "connected" in device.log(), 20, device.log)
             with Operator(server, Login("operator", tls=False), Secret(str(tmp_path / "secret"))) as operator:
-                list(operator.order(Topics("11010500000001", "router-1"), "status", {}, "anna"))
-                list(operator.order(Topics("11010500000001", "router-1"), "shell", {}, "anna"))
+                list(operator.order(Topics("11010500000001", "100000001020000000001"), "status", {}, "anna"))
+                list(operator.order(Topics("11010500000001", "100000001020000000001"), "shell", {}, "anna"))
             deadline = time.monotonic() + 20
             wanted = {"batches", "sealed", "urgent", "ack", "heartbeat", "state", "order", "reply"}
             while time.monotonic() < deadline and not wanted <= seen.keys():

@@ -23,13 +23,13 @@ from policy.config import load
 from tests.lab.broker import Authority, Centre, Device, Mosquitto, running, wait_until
 from tests.lab.outage import fill
 
-TOPICS = Topics("11010500000001", "router-1")
+TOPICS = Topics("11010500000001", "100000001020000000001")
 CONFIG = """
 config gatehouse 'main'
 \toption run_dir '{0}/run'
 \toption state_dir '{0}/state'
 \toption venue '11010500000001'
-\toption device 'router-1'
+\toption device '100000001020000000001'
 config uplink 'uplink'
 \tlist order_key '{1}'
 """
@@ -110,9 +110,9 @@ def test_altered_foreign_and_late_orders_are_refused_and_on_record(tmp_path: Pat
         assert all(reply["result"] == "refused" for reply in one.give(bytes(altered)))
     assert one.reboots == []
     two = bench(tmp_path, one.secret)
-    other = Order("11010500000001", "router-2", 1, "reboot")
+    other = Order("11010500000001", "100000001020000000002", 1, "reboot")
     (reply,) = two.give(write_order(other, two.secret.sign, two.secret.number))
-    assert "for 11010500000001/router-2, not for us" in reply["text"]
+    assert "for 11010500000001/100000001020000000002, not for us" in reply["text"]
     make_key(str(tmp_path / "foreign"))
     foreign = Secret(str(tmp_path / "foreign"))
     (reply,) = two.give(write_order(Order(*TOPICS, 1, "reboot"), foreign.sign, foreign.number))
@@ -152,7 +152,12 @@ def test_whatever_is_signed_and_sent_nothing_is_raised(
     )
     fields = data.draw(
         st.fixed_dictionaries(
-            {"v": st.just(1), "k": st.just("order"), "venue": st.just("11010500000001"), "device": st.just("router-1")},
+            {
+                "v": st.just(1),
+                "k": st.just("order"),
+                "venue": st.just("11010500000001"),
+                "device": st.just("100000001020000000001"),
+            },
             optional={
                 "number": st.integers(0, 1 << 62) | inner,
                 "kind": st.sampled_from(["config", "query", "policy", "status", "x"]) | inner,

@@ -15,7 +15,7 @@ from agent.uplink.broker import Broker, LinkError, Login
 from agent.uplink.wire import Topics
 from tests.lab.broker import ROOT, Authority, Centre, Device, Mosquitto, running, wait_until
 
-MINE, OTHER = Topics("11010500000001", "router-1"), Topics("11010500000001", "router-2")
+MINE, OTHER = Topics("11010500000001", "100000001020000000001"), Topics("11010500000001", "100000001020000000002")
 HOUR = datetime.timedelta(hours=1)
 
 
@@ -64,7 +64,7 @@ def test_a_device_speaks_and_hears_on_its_own_topics_only(
     for what in ("records", "heartbeat", "state", "reply", "ack", "command"):
         device.publish(MINE.of(what), what.encode())
         device.publish(OTHER.of(what), b"forged")
-        device.publish(Topics("11010500000002", "router-1").of(what), b"forged")
+        device.publish(Topics("11010500000002", "100000001020000000001").of(what), b"forged")
         device.publish(f"gatehouse/v1/{what}", b"forged")
     assert heard(device) == [], "not even to itself on the topics that come down"
     assert sorted(heard(receiver)) == sorted(
@@ -123,7 +123,10 @@ def test_who_has_no_proper_name_may_nothing(broker: Mosquitto, authority: Author
     )
     try:
         stranger = Broker(("localhost", broker.port), login(authority, name or " "), [], version=5)
-        for topic in ("gatehouse/v1/11010500000001/router-1/records", "gatehouse/v1/11010500000001/+/records"):
+        for topic in (
+            "gatehouse/v1/11010500000001/100000001020000000001/records",
+            "gatehouse/v1/11010500000001/+/records",
+        ):
             if "+" not in topic:
                 stranger.publish(topic, b"forged")
         heard(stranger, 0.2)
@@ -214,8 +217,8 @@ def test_nothing_goes_in_the_clear_unless_somebody_says_so(tmp_path: Path, autho
 def test_a_key_that_is_made_on_the_device_never_leaves_it_and_opens_the_door(
     tmp_path: Path, broker: Mosquitto, authority: Authority
 ) -> None:
-    device = Device(tmp_path / "device", broker.port, device="router-9", authority=authority)
-    pem, key = authority.directory / "router-9.pem", authority.directory / "router-9.key"
+    device = Device(tmp_path / "device", broker.port, device="100000001020000000009", authority=authority)
+    pem, key = authority.directory / "100000001020000000009.pem", authority.directory / "100000001020000000009.key"
     pem.unlink()
     key.unlink()
     gatehouse = [sys.executable, "-I", str(ROOT), "certificate"]

@@ -145,7 +145,7 @@ def test_an_urgent_record_is_the_record(event: Dns) -> None:
 
 
 def test_topics_belong_to_one_device() -> None:
-    topics = wire.Topics("11010500000001", "router-1")
+    topics = wire.Topics("11010500000001", "100000001020000000001")
     assert wire.read_topic(topics.of("records")) == (topics, "records")
     for bad in (
         "gatehouse/v1/a/b",

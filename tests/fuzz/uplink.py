@@ -21,7 +21,7 @@ from tests.agent.test_agent_receiver import PUBLIC, RING, SECRET, Side, heartbea
 from tests.agent.test_agent_uplink_wire import messages
 
 MAX_CASE_S = 2.0
-TOPICS = Topics("11010500000001", "router-1")
+TOPICS = Topics("11010500000001", "100000001020000000001")
 
 
 def signed(octets: bytes) -> bytes:

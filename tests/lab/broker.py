@@ -257,7 +257,7 @@ class Device:
         port: int,
         *,
         venue: str = "11010500000001",
-        device: str = "router-1",
+        device: str = "100000001020000000001",
         authority: Authority | None = None,
         host: str = "localhost",
         live: str = "1s",
