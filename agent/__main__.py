@@ -1,7 +1,7 @@
 """ROLE or command: one door for procd, the launcher and people.
 
     launch                 start every process and keep them running
-    agent | dns | nfq      one process (procd and the launcher start these)
+    agent | dns | nfq | uplink   one process (procd and the launcher start these)
     compile                lists to policy image, once (the agent starts this)
     anything else          the command line tool, `agent.cli`
 
@@ -18,7 +18,7 @@ from typing import Final
 from policy.config import Config, load
 from policy.errors import ConfigError, GatehouseError
 
-ROLES: Final = ("launch", "agent", "dns", "nfq", "compile")
+ROLES: Final = ("launch", "agent", "dns", "nfq", "uplink", "compile")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,6 +80,10 @@ def _run_role(role: str, path: str, worker: int) -> int:
             from agent import serve
 
             return serve.run(config, path)
+        case "uplink":
+            from agent.uplink import run
+
+            return run.run(config, path)
         case "compile":
             from agent import policy_source
 

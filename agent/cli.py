@@ -116,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     exception.add_argument("--uses", type=int, default=1, help="code: how often it can be used (default 1)")
     exception.add_argument("--domain", default="", help="redeem: the domain, where the code leaves it open")
     cli_people.add_commands(command, ask)
+    certificate = command("certificate", run_certificate, "this router's key and certificate for the centre")
+    certificate.add_argument("action", choices=("request", "renew", "install"))
+    certificate.add_argument("--file", default="-", help="install: the certificate (default: standard input)")
     command("verify", run_verify, "follow the ring's hash chain: is every record what was written?")
     command("reload", run_reload, "read configuration and lists again")
     command("check", run_check, "read the configuration and say what is wrong with it")
@@ -276,6 +279,26 @@ def run_verify(options: argparse.Namespace, config: Config) -> int:
         from storage.verify import verify
 
         print(f"{verify(config.ring.directory)} batches, all as they were written")
+    return 0
+
+
+def run_certificate(options: argparse.Namespace, config: Config) -> int:
+    from agent.uplink import keys, wire
+
+    main, uplink = config.main, config.uplink
+    if options.action == "install":
+        if options.file == "-":
+            certificate = sys.stdin.buffer.read()
+        else:
+            with open(options.file, "rb") as file:
+                certificate = file.read()
+        keys.install(certificate, uplink.key, uplink.certificate)
+        print(f"{uplink.certificate}: installed; a running uplink takes it at once")
+        return 0
+    if not wire.is_name(main.venue) or not wire.is_name(main.device):
+        raise ConfigError("gatehouse.main.venue and device: expected both to be set: the certificate is for them")
+    identity = wire.Topics(main.venue, main.device).identity
+    print(keys.make_request(identity, uplink.key, renew=options.action == "renew").decode(), end="")
     return 0
 
 

@@ -57,6 +57,8 @@ def roles(config: Config) -> list[tuple[str, int]]:
         wanted += [("dns", worker) for worker in range(config.dns.workers)]
     if config.nfq.enabled:
         wanted += [("nfq", worker) for worker in range(config.nfq.workers)]
+    if config.uplink.enabled:
+        wanted.append(("uplink", 0))
     return wanted
 
 

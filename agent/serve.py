@@ -28,6 +28,7 @@ from agent.records import Records, filter_of
 from agent.server import Server, Timer
 from agent.session_desk import Desk
 from agent.translations import Blocks, Events, outside_address
+from agent.uplink.source import Source
 from agent.version import VERSION
 from agent.visibility import Visibility
 from agent.watchful import Watch, config_hash
@@ -93,6 +94,9 @@ class Agent:
         self.watch = Watch(config.main.state_dir, path, VERSION)
         audit = Audit(config.roles, self.note_asked, self.commit, os.getuid())
         people = People(self.records.ring, self.register, self.desk, self.gate, self.note_asked)
+        self.uplink = Source(
+            self.records.ring, self.clock, lambda event: self.server.publish(self.intake.record(event))
+        )
         exceptions = Exceptions(config.main.state_dir, self.clock.boottime_ms, self.tell)
         self.server = Server(
             event_path=event_path(config),
@@ -115,6 +119,7 @@ class Agent:
                     "reload": self.reload_and_tell,
                     "override": exceptions.handle,
                     "verify": self.verify,
+                    "uplink": self.uplink.handle,
                 }.items()
             },
             describe=self.records.describe,
@@ -353,12 +358,13 @@ class Agent:
         """How everything is, in one row."""
         now_ms = self.clock.boottime_ms()
         workers = {worker.name: worker for worker in self.intake.workers(now_ms)}
-        wanted = {f"{role}/{worker}" for role, worker in launch.roles(self.config) if role != "agent"}
+        wanted = {f"{role}/{worker}" for role, worker in launch.roles(self.config) if role in ("dns", "nfq")}
         troubles = [f"{name} is not there" for name in sorted(wanted - workers.keys())]
         troubles += self.guard.troubles()
         troubles += self.policy.troubles()
         troubles += filter(None, [self.gate.trouble, self.notice.trouble, *self.desk.troubles()])
         troubles += [self.nat_trouble] if self.nat_trouble else []
+        troubles += self.uplink.troubles() if self.config.uplink.enabled else ()
         ring = self.records.status()
         troubles += filter(None, {self.server.storage_error, self.storage_trouble, str(ring["trouble"])})
         if ring.get("at_risk"):
@@ -384,6 +390,7 @@ class Agent:
                 "rules": self.guard.describe(),
                 "queues": self.queues.describe() if self.config.nfq.enabled else {},
                 "ring": ring,
+                "uplink": self.uplink.report,
             }
         }
 

@@ -257,6 +257,36 @@ class RingConfig(NamedTuple):
     flood_burst: int = 20_000
 
 
+class UplinkConfig(NamedTuple):
+    """`config uplink 'uplink'`: records and heartbeats to the centre, orders from it."""
+
+    enabled: bool = False
+    server: tuple[tuple[str, int], ...] = ()
+    """Names and ports of MQTT brokers, tried in turn. The name is the one in the broker's certificate."""
+    tls: bool = True
+    """False: in the clear, for a broker on this machine or a tunnel."""
+    ca: str = "/etc/gatehouse/uplink/ca.pem"
+    """The one authority that may have signed the broker's certificate."""
+    certificate: str = "/etc/gatehouse/uplink/device.pem"
+    key: str = "/etc/gatehouse/uplink/device.key"
+    protocol: str = "auto"
+    """MQTT `5`, `3.1.1`, or `auto`: 5, and 3.1.1 where the broker does not know it."""
+    keepalive_s: int = 30
+    heartbeat_s: int = 60
+    live_s: int = 120
+    """How long accesses may wait, to go together; blocks, sessions and maintenance go at once."""
+    urgent_s: int = 3600
+    """After an outage, blocks and sessions of so long ago go before everything else."""
+    stagger_s: int = 30
+    """The first try after a boot comes somewhere within it."""
+    bandwidth: int = 0
+    """Octets a second of records; 0: no limit."""
+    order_key: tuple[str, ...] = ()
+    """Fingerprints (16 hex digits) of the keys that may sign orders; they lie in the policy's key directory."""
+    allow: tuple[str, ...] = ("status", "self-test", "policy", "config", "query", "reboot")
+    """Orders that are obeyed."""
+
+
 class Config(NamedTuple):
     """A whole configuration file."""
 
@@ -264,6 +294,7 @@ class Config(NamedTuple):
     dns: DnsConfig
     nfq: NfqConfig
     ring: RingConfig
+    uplink: UplinkConfig
     policy: tuple[Section, ...]
     """Sections for `policy.rules`, unread."""
     session: SessionConfig = SessionConfig()
@@ -307,6 +338,7 @@ def load(text: str, place: str = "gatehouse") -> Config:
         dns=_dns(_options(single, "dns")),
         nfq=_nfq(_options(single, "nfq")),
         ring=_ring(_options(single, "ring")),
+        uplink=_uplink(_options(single, "uplink"), _options(single, "gatehouse")),
         policy=tuple(policy),
         **people._asdict(),
     )
@@ -462,4 +494,70 @@ def _ring(options: Options) -> RingConfig:
     return ring
 
 
-_SINGLE: Final = frozenset({"gatehouse", "dns", "nfq", "ring", "session", "notice", "venue"})
+def _uplink(options: Options, main: Options) -> UplinkConfig:
+    base = UplinkConfig()
+    uplink = UplinkConfig(
+        enabled=options.boolean("enabled", base.enabled),
+        server=_servers(options, "server"),
+        tls=options.boolean("tls", base.tls),
+        ca=options.text("ca", base.ca),
+        certificate=options.text("certificate", base.certificate),
+        key=options.text("key", base.key),
+        protocol=options.choice("protocol", base.protocol, ("auto", "5", "3.1.1")),
+        keepalive_s=options.duration("keepalive", f"{base.keepalive_s}s", 5, 3600),
+        heartbeat_s=options.duration("heartbeat", f"{base.heartbeat_s}s", 1, 3600),
+        live_s=options.duration("live", f"{base.live_s}s", 1, 3600),
+        urgent_s=options.duration("urgent", f"{base.urgent_s}s", 0, 604800),
+        stagger_s=options.duration("stagger", f"{base.stagger_s}s", 0, 3600),
+        bandwidth=options.size("bandwidth", f"{base.bandwidth}", 0, 1 << 40),
+        order_key=_fingerprints(options, "order_key"),
+        allow=options.texts("allow", base.allow),
+    )
+    options.finish()
+    for index, word in enumerate(uplink.allow):
+        if word not in base.allow:
+            raise ConfigError(
+                f"{options.place('allow')}[{index}]: expected one of {', '.join(base.allow)}, got {word!r}"
+            )
+    if uplink.enabled:
+        if not uplink.server:
+            raise ConfigError(f"{options.place('server')}: expected at least one broker, as mqtt.example.org#8883")
+        for option in ("venue", "device"):
+            name = main.text(option, "")
+            if not _is_level(name):
+                raise ConfigError(
+                    f"{main.place(option)}: expected 1 to 64 of letters, digits, '-', '_' and '.' for the uplink, "
+                    f"got {name!r}"
+                )
+    return uplink
+
+
+def _is_level(name: str) -> bool:
+    """May it stand between two `/` of a topic, and in a certificate's common name?"""
+    is_right = 0 < len(name) <= 64 and name.isascii() and name[0].isalnum()
+    return is_right and all(c.isalnum() or c in "-_." for c in name)
+
+
+def _servers(options: Options, option: str) -> tuple[tuple[str, int], ...]:
+    found = []
+    for index, value in enumerate(options.texts(option)):
+        host, _, number = value.partition("#")
+        if not host or len(host) > 253 or not all(c.isalnum() or c in "-_.:" for c in host) or not host.isascii():
+            raise ConfigError(f"{options.place(option)}[{index}]: expected a name, perhaps with #port, got {value!r}")
+        if number and not (number.isdecimal() and 0 < int(number) < 65536):
+            raise ConfigError(f"{options.place(option)}[{index}]: expected a port after #, got {value!r}")
+        found.append((host, int(number) if number else 8883))
+    return tuple(found)
+
+
+def _fingerprints(options: Options, option: str) -> tuple[str, ...]:
+    values = options.texts(option)
+    for index, value in enumerate(values):
+        if len(value) != 16 or not all(c in "0123456789abcdef" for c in value):
+            raise ConfigError(
+                f"{options.place(option)}[{index}]: expected a fingerprint of 16 hexadecimal digits, got {value!r}"
+            )
+    return values
+
+
+_SINGLE: Final = frozenset({"gatehouse", "dns", "nfq", "ring", "session", "notice", "venue", "uplink"})

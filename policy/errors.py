@@ -43,6 +43,10 @@ class BundleError(PeerError):
     """A policy bundle is unsigned, badly signed, older than what runs, or malformed."""
 
 
+class MessageError(PeerError):
+    """A message of the uplink, from the broker or from a device, is malformed, unsigned or not for us."""
+
+
 class ConfigError(GatehouseError):
     """The configuration, or a word on the command line, is wrong; says where, what, and the mend."""
 

@@ -311,6 +311,11 @@ def _known_template(data: bytes) -> Dns:
     return record
 
 
+def read_event(row: object) -> Event:
+    """One record, as a tuple of its tag and its fields, every field checked. Raises: FrameError."""
+    return _record(row)
+
+
 def _record(row: object) -> Event:
     if type(row) is not tuple or not row or (kind := TAGS.get(row[0])) is None:
         raise FrameError(f"record: unknown tag in {row!r:.60}")

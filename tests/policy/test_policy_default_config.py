@@ -10,7 +10,9 @@ from policy.config import Options, load
 from policy.rules import load_policy
 
 SHIPPED = Path(__file__).resolve().parents[2] / "packaging/openwrt/gatehouse/files/etc/config/gatehouse"
-EXAMPLES = {"upstream_tls", "rebind_domain", "page", "listen", "offload_device", "nat_network"}
+EXAMPLES = {
+    "upstream_tls", "rebind_domain", "page", "listen", "offload_device", "nat_network", "server", "order_key",
+}  # fmt: skip
 """Lists that are empty by default; the file shows what one looks like."""
 
 
@@ -41,7 +43,7 @@ def test_every_option_that_is_read_stands_in_it(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(config.Options, "finish", spy)
     load("")
-    for section in ("gatehouse", "dns", "nfq", "ring", "session", "notice", "venue"):
+    for section in ("gatehouse", "dns", "nfq", "ring", "session", "notice", "venue", "uplink"):
         part = re.split(r"(?m)^config ", uncommented())
         (text,) = [item for item in part if item.startswith(f"{section} ")]
         assert set(re.findall(r"(?m)^\t(?:option|list) (\w+) ", text)) == known[section]

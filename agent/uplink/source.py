@@ -1,0 +1,192 @@
+"""The agent's side of the uplink: gives the uplink's process what is in the ring, and keeps its place there.
+
+Asked over the control socket, word `uplink`; the rows are in docs/ring-format.md's terms, octets in base64. The
+uplink is a process of its own, for TLS and MQTT cost memory and may wait; the ring has one writer, which must not.
+"""
+
+from __future__ import annotations
+
+import os
+from base64 import b64encode
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from agent.control import BUSY, Answer, Request
+from agent.uplink.wire import urgent_record
+from policy.errors import ConfigError
+from policy.event import Event, Gap, Maintenance, is_critical
+from policy.verdict import Verdict
+from storage.batch import unpack, verdict_of
+from storage.clock import Clock
+from storage.cursor import Bulk, Cursor, Item, Lost, Taken
+from storage.hot import Batch, Segment
+from storage.sealed import Sealed
+from storage.writer import Ring
+
+NAME: Final = "centre"
+ACTIONS: Final = ("begin", "take", "acknowledge", "poll", "report", "gap", "note")
+SILENT_MS: Final = 60_000
+MAX_TAKEN: Final = 4096
+"""Items given out and not acknowledged."""
+MAX_URGENT: Final = 256
+"""Records ahead of their batches in one answer."""
+
+
+class Source:
+    """One uplink's place in the ring."""
+
+    def __init__(self, ring: Ring, clock: Clock, record: Callable[[Event], None]) -> None:
+        """`record`: puts an event on record, at once."""
+        self._ring, self._clock, self._record = ring, clock, record
+        self.report: Mapping[str, object] = {}
+        """What the uplink said last about itself."""
+        self._reported_ms = 0
+        self._name = os.urandom(8).hex()
+        """Of this life of the agent."""
+        self._cursor: Cursor | None = None
+        self._taken: deque[Item] = deque()
+
+    def handle(self, request: Request) -> Answer:
+        """One of ACTIONS. Raises: ConfigError, StorageError."""
+        match request.get("action"):
+            case "begin":
+                yield from self._begin()
+            case "take":
+                yield from self._take(_number(request, "bytes"))
+            case "acknowledge":
+                self._acknowledge(_number(request, "place"))
+            case "poll":
+                yield from self._poll(_number(request, "after"), _number(request, "since_ms"))
+            case "report":
+                report = request.get("report")
+                self.report = report if isinstance(report, dict) else {}
+                self._reported_ms = self._clock.read().boottime_ms
+            case "gap":
+                from_ms, to_ms = _number(request, "from_ms"), _number(request, "to_ms")
+                self._record(Gap(self._clock.read().boottime_ms, "uplink", 0, from_ms, to_ms, _text(request, "why")))
+            case "note":
+                said = [_text(request, name) for name in ("actor", "act", "object", "old", "new", "result", "detail")]
+                self._record(Maintenance(self._clock.read().boottime_ms, *said))
+            case other:
+                raise ConfigError(f"uplink: expected {', '.join(ACTIONS)}, got {other!r}")
+
+    def troubles(self) -> list[str]:
+        """Why the centre cannot be reached, for `gatehouse status`; empty: it can."""
+        if self._clock.read().boottime_ms - self._reported_ms > SILENT_MS:
+            return ["the uplink is not there"]
+        why = self.report.get("why")
+        return [f"uplink: {why}"] if why else []
+
+    def _begin(self) -> Iterator[Mapping[str, object]]:
+        """A new uplink: everything that is not acknowledged is given out again."""
+        cursor = self._open()
+        cursor.rewind()
+        self._taken.clear()
+        yield {"row": {"source": self._name, "acknowledged": cursor.acknowledged}}
+
+    def _take(self, most_bytes: int) -> Iterator[Mapping[str, object]]:
+        cursor, given = self._open(), 0
+        while given < most_bytes and len(self._taken) < MAX_TAKEN:
+            item = cursor.take()
+            if item is None:
+                return
+            # Only its place is needed afterwards.
+            self._taken.append(item._replace(data=b"") if isinstance(item, Taken) else item)
+            given += 512
+            match item:
+                case Taken():
+                    given += len(item.data)
+                    fields: dict[str, object] = item._asdict()
+                    fields |= {"link": item.link.hex(), "data": b64encode(item.data).decode(), **item.sample._asdict()}
+                    del fields["sample"]
+                    yield {"row": {"kind": "batch", **fields}}
+                case Bulk():
+                    given += item.size
+                    fields = {**item._asdict(), "root": item.root.hex(), "level": int(item.level)}
+                    yield {"row": {"kind": "sealed", "path": self._ring.store().path_of(item.segment), **fields}}
+                case Lost():
+                    yield {"row": {"kind": "lost", **item._asdict()}}
+
+    def _acknowledge(self, place: int) -> None:
+        cursor = self._open()
+        while self._taken and self._taken[0].next_seq <= place:
+            cursor.acknowledge(self._taken.popleft())
+
+    def _poll(self, after: int, since_ms: int) -> Answer:
+        """Critical records above number `after`, since `since_ms` of this boot; then how far behind we are."""
+        cursor, store = self._open(), self._ring.store()
+        given, reached, after = 0, after, max(after, cursor.acknowledged - 1, 0)
+        for number in store.book.numbers()[-2:]:  # a new day may have begun since the last look
+            with store.book.reading(number) as segment:
+                if isinstance(segment, Sealed) or segment.next_seq <= after:
+                    continue
+                for batch in segment.batches(after):
+                    reached = batch.seq + batch.records - 1
+                    if batch.sample.boot == self._clock.boot_id and batch.sample.boottime_ms >= since_ms:
+                        for row in _critical(segment, batch):
+                            given += 1
+                            yield {"row": row}
+                    if given >= MAX_URGENT:
+                        break
+                    yield BUSY
+            if given >= MAX_URGENT:
+                break
+        last = store.segment
+        said = {
+            "behind": cursor.behind(),
+            "next_seq": last.next_seq,
+            "reached": max(reached, after),
+            "source": self._name,
+        }
+        yield {"row": {"kind": "end", **said, "head": last.head.hex(), "acknowledged": cursor.acknowledged}}
+
+    def _open(self) -> Cursor:
+        if self._cursor is None:
+            self._cursor = Cursor(self._ring, NAME)
+        return self._cursor
+
+
+def _critical(segment: Segment, batch: Batch) -> Iterator[Mapping[str, object]]:
+    columns, sample = unpack(batch.data), batch.sample
+    found = columns.select(lambda shape: verdict_of(shape) == Verdict.BLOCK, _any, _any, is_critical)
+    for place, event in found:
+        wall_ms = event.at_ms + sample.wall_ms - sample.boottime_ms
+        record = urgent_record(event, batch.seq + place, segment.number, wall_ms, sample.synced)
+        yield {"kind": "urgent", "record": {name: to_json(value) for name, value in record.items()}}
+
+
+def _any(_: object) -> bool:
+    return True
+
+
+def to_json(value: object) -> object:
+    """Octets in a map of their own."""
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    if isinstance(value, tuple):
+        return [to_json(one) for one in value]
+    return value
+
+
+def from_json(value: object) -> object:
+    """What `to_json` was given."""
+    if isinstance(value, dict):
+        return bytes.fromhex(value["hex"])
+    if isinstance(value, list):
+        return tuple(from_json(one) for one in value)
+    return value
+
+
+def _number(request: Request, name: str) -> int:
+    value = request.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"uplink: {name}: expected a number from 0, got {value!r}")
+    return value
+
+
+def _text(request: Request, name: str) -> str:
+    value = request.get(name, "")
+    if not isinstance(value, str):
+        raise ConfigError(f"uplink: {name}: expected text, got {value!r}")
+    return value
