@@ -5,15 +5,17 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from policy.errors import GatehouseError
+from storage.retention import DAY_MS
 from storage.verify import verify
 from tests.power.replay import WRITE, Operation, cuts, read_log
-from tests.power.writer import Clock, held, open_ring
+from tests.power.writer import PROMISED, Clock, held, open_ring
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSS, CORRUPT, DOUBLE = "lost", "corrupt", "doubled"
@@ -72,6 +74,29 @@ def judge(work: Path, count: int, seed: int, *, scratch: Path) -> Result:
         disk.cut(target, rng)
         if found := _look(target, acknowledged.at(at), allowed.after(at)):
             wrong.append((at, *found))
+    return Result(count, wrong)
+
+
+def kill(work: Path, count: int, seed: int) -> Result:
+    """Kill the writer `count` times at random moments, each time going on with the same ring, and open what is left."""
+    ring, marks = work / "ring", work / "marks"
+    ring.mkdir(parents=True, exist_ok=True)
+    rng, wrong, number, started = random.Random(seed), [], 0, 0
+    for turn in range(count):
+        words = [sys.executable, "-m", "tests.power.writer", str(ring), str(marks), str(seed + turn), "100000", "FULL"]
+        with subprocess.Popen([*words, f"{number}:{started}"], cwd=ROOT) as writer:
+            time.sleep(0.3 + rng.random() * 1.2)
+            writer.kill()
+        told = [line.split() for line in marks.read_text().splitlines()] if marks.exists() else []
+        times = [(int(words[1]), int(words[2])) for words in told if words[0] == "a" and len(words) == 3]
+        acknowledged, started = times[-1] if times else (0, 0)
+        # A record may go when the days that were promised are over; killed in between, the writer could not say so.
+        may_be_gone = max((end for end, ms in times if ms <= started - PROMISED * DAY_MS), default=0)
+        if found := _look(ring, acknowledged, may_be_gone):
+            wrong.append((turn, *found))
+        opened = open_ring(str(ring), Clock("between", 1 << 40))
+        number = max([acknowledged, *[found + 1 for found in held(opened)]])
+        opened.close()
     return Result(count, wrong)
 
 
