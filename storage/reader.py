@@ -18,7 +18,7 @@ from storage.filter import Filter
 from storage.holds import Held, Holds
 from storage.layout import Level
 from storage.retention import DAY_MS
-from storage.sealed import Sealed
+from storage.sealed import Sealed, Selected, Tally
 
 LONGEST_SESSION_MS: Final = 31 * DAY_MS
 """How long before the time asked for a session of a wanted account may have begun."""
@@ -84,13 +84,19 @@ class Reader:
     def names(self, wanted: Filter) -> Iterator[Visited | None]:
         """What names the accesses that match went to, most frequent first. None now and then, as `query`."""
         found: dict[str, list[int]] = {}
-        for record in self.query(wanted):
+
+        def add(name: str, times: int, first_ms: int, last_ms: int) -> None:
+            entry = found.setdefault(name, [0, first_ms, last_ms])
+            entry[0] += times
+            entry[1], entry[2] = min(entry[1], first_ms), max(entry[2], last_ms)
+
+        for record in self._tallied(wanted):
             if record is None:
                 yield None
+            elif isinstance(record, Tally):
+                add(*record)
             elif isinstance(record.event, Dns | Flow):
-                entry = found.setdefault(record.event.name, [0, record.wall_ms, record.wall_ms])
-                entry[0] += record.times
-                entry[1], entry[2] = min(entry[1], record.wall_ms), max(entry[2], record.wall_ms)
+                add(record.event.name, record.times, record.wall_ms, record.wall_ms)
         for name, (times, first_ms, last_ms) in sorted(found.items(), key=lambda item: (-item[1][0], item[0])):
             yield Visited(name, times, first_ms, last_ms)
 
@@ -145,6 +151,43 @@ class Reader:
             except (CorruptError, StorageError) as error:
                 self._tell(number, str(error))
 
+    def _tallied(self, wanted: Filter) -> Iterator[Found | Tally | None]:
+        """As `query`, with sealed segments' folded accesses counted where that is enough for the question."""
+        if (
+            wanted.domain
+            or wanted.verdict is not None
+            or wanted.kind is not None
+            or wanted.account
+            or wanted.phone_index
+        ):
+            yield from self.query(wanted)
+            return
+        yield from self._held(wanted)
+        for number in self._book.numbers():
+            try:
+                if number in self._book.closed and not overlaps(self._book.described(number), wanted):
+                    continue
+                yield from self._tallied_of(number, wanted)
+            except (CorruptError, StorageError) as error:
+                self._tell(number, str(error))
+
+    def _tallied_of(self, number: int, wanted: Filter) -> Iterator[Found | Tally | None]:
+        with self._book.reading(number) as segment:
+            timeline = self._book.timeline(segment)
+            walls = (
+                [self._book.placed(segment, timeline, epoch, wanted) for epoch in segment.epochs]
+                if isinstance(segment, Sealed)
+                else []
+            )
+            is_plain = not any(placed.is_anytime for placed in walls)
+            if not isinstance(segment, Sealed) or segment.level == Level.EXACT or not is_plain:
+                yield from self._of_segment(number, wanted)
+                return
+            offsets = [placed.offset_ms for placed in walls]
+            yield from segment.tally(wanted, offsets)
+            for kept in segment.select_kept(wanted, offsets):
+                yield None if kept is None else _found(segment.number, kept, walls[kept.epoch])
+
     def _held(self, wanted: Filter) -> Iterator[Found | None]:
         """Records that a hold kept when their segment went."""
         present = set(self._book.numbers())
@@ -197,19 +240,22 @@ def _query_sealed(segment: Sealed, walls: Sequence[Placed], wanted: Filter) -> I
         if found is None:
             yield None
             continue
-        placed = walls[found.epoch]
-        yield Found(
-            segment.number,
-            found.seq,
-            found.wall_ms,
-            placed.quality,
-            found.event,
-            placed.offset_ms,
-            found.part,
-            found.times,
-            found.resolution_ms,
-            placed.not_after_ms,
-        )
+        yield _found(segment.number, found, walls[found.epoch])
+
+
+def _found(number: int, found: Selected, placed: Placed) -> Found:
+    return Found(
+        number,
+        found.seq,
+        found.wall_ms,
+        placed.quality,
+        found.event,
+        placed.offset_ms,
+        found.part,
+        found.times,
+        found.resolution_ms,
+        placed.not_after_ms,
+    )
 
 
 def found_of(number: int, held: Held) -> Found:

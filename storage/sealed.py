@@ -10,7 +10,8 @@ import sqlite3
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterator, Sequence
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, repeat
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -66,6 +67,15 @@ class Selected(NamedTuple):
     times: int = 1
     """How many such events there were in the `resolution_ms` from `wall_ms` on."""
     resolution_ms: int = 1
+
+
+class Tally(NamedTuple):
+    """What a client's accesses to one name come to. Times are wall milliseconds."""
+
+    name: str
+    times: int
+    first_ms: int
+    last_ms: int
 
 
 class Sealed:
@@ -150,6 +160,35 @@ class Sealed:
             yield from _merged((yield from self._streams(wanted, offsets, anytime)))
         except (LookupError, TypeError, ValueError, OverflowError) as error:  # whole, yet no segment: made so
             raise CorruptError(f"segment {self.number}: {error!r}") from None
+
+    def tally(self, wanted: Filter, offsets: Sequence[int]) -> Iterator[Tally | None]:
+        """Per name what the folded accesses of `wanted` come to, in no order, a name perhaps more than once.
+
+        None now and then. As `select`, without putting a single record together: for filters that ask for a client, a
+        MAC, sessions and times only. Raises: CorruptError.
+        """
+        try:
+            chosen, starts = self._chosen(wanted, None), self.table("starts")
+            for at, place in enumerate(self.places("block")):
+                first, last = self.bounds(place)
+                here = chosen[bisect_left(chosen, first) : bisect_right(chosen, last)]
+                if not here:
+                    continue
+                reader = _Reader(self, place, at, starts[at], wanted, None, offsets, frozenset())
+                found: dict[int, list[int]] = {}
+                for client in here:
+                    reader.count(client, found)
+                for rank, (times, first_ms, last_ms) in found.items():
+                    view, in_view = self.name(rank)
+                    yield Tally(reversed_labels(view.keys[in_view]), times, first_ms, last_ms)
+                yield None
+        except (LookupError, TypeError, ValueError, OverflowError) as error:  # whole, yet no segment: made so
+            raise CorruptError(f"segment {self.number}: {error!r}") from None
+
+    def select_kept(self, wanted: Filter, offsets: Sequence[int]) -> Iterator[Selected | None]:
+        """As `select`, of the records that are kept whole only. Raises: CorruptError."""
+        for place in self.places("kept"):
+            yield from self._kept(wanted, offsets, frozenset(), place)
 
     def places(self, kind: str) -> list[int]:
         """Numbers of the parts of one kind."""
@@ -358,6 +397,38 @@ class _Reader:
                 waiting = []
             waiting += found
         yield from sorted(waiting, key=itemgetter(0, 1))
+
+    def count(self, client: int, found: dict[int, list[int]]) -> None:
+        """Add one client's accesses to [how many, first, last] of each name."""
+        block, at = self._block, client - self._first
+        rows = slice(block.records[at], block.records[at + 1])
+        epoch = self._sealed.table("clients")[client][4]
+        start_ms, unit_ms = self._sealed.table("bases")[epoch] + self._offsets[epoch], self._quantum_ms
+        events_of, further = self._events_of, self._further[rows] if self._further else repeat(0)
+        for unit, name, fold, more in zip(
+            accumulate(self._steps[rows]), block.names[rows], self._folds[rows], further, strict=False
+        ):
+            wall_ms = start_ms + unit * unit_ms
+            if not self._overlaps(wall_ms, unit_ms):
+                continue
+            entry = found.get(name)
+            if entry is None:
+                found[name] = [events_of[fold] + more, wall_ms, wall_ms]
+            else:
+                entry[0] += events_of[fold] + more
+                entry[1], entry[2] = min(entry[1], wall_ms), max(entry[2], wall_ms)
+
+    @cached_property
+    def _steps(self) -> list[int]:
+        return self._block.steps.all()
+
+    @cached_property
+    def _folds(self) -> list[int]:
+        return self._block.folds.all()
+
+    @cached_property
+    def _further(self) -> list[int]:
+        return self._block.further.all()
 
     def _of_record(
         self, row: Client, record: int, at_ms: int, seq: int, flow: int, further: int, exact: int

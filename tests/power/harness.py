@@ -15,7 +15,7 @@ from policy.errors import GatehouseError
 from storage.retention import DAY_MS
 from storage.verify import verify
 from tests.power.replay import WRITE, Operation, cuts, read_log
-from tests.power.writer import PROMISED, Clock, held, open_ring
+from tests.power.writer import LONGEST_STEP_MS, Clock, held, open_ring
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSS, CORRUPT, DOUBLE = "lost", "corrupt", "doubled"
@@ -90,13 +90,16 @@ def kill(work: Path, count: int, seed: int) -> Result:
         told = [line.split() for line in marks.read_text().splitlines()] if marks.exists() else []
         times = [(int(words[1]), int(words[2])) for words in told if words[0] == "a" and len(words) == 3]
         acknowledged, started = times[-1] if times else (0, 0)
-        # A record may go when the days that were promised are over; killed in between, the writer could not say so.
-        may_be_gone = max((end for end, ms in times if ms <= started - PROMISED * DAY_MS), default=0)
+        # The oldest segment may have gone in the step that was not marked any more, beyond the promise or with an
+        # alarm; but it is never of the last day, and nothing after the oldest record may be missing.
+        old = [end for end, ms in times if ms <= started + LONGEST_STEP_MS - DAY_MS]
+        opened = open_ring(str(ring), Clock("before", 1 << 40))
+        there = held(opened)
+        opened.close()
+        may_be_gone = min(max(old, default=0), min(there, default=0))
         if found := _look(ring, acknowledged, may_be_gone):
             wrong.append((turn, *found))
-        opened = open_ring(str(ring), Clock("between", 1 << 40))
-        number = max([acknowledged, *[found + 1 for found in held(opened)]])
-        opened.close()
+        number = max([acknowledged, *[found + 1 for found in there]])
     return Result(count, wrong)
 
 

@@ -23,6 +23,8 @@ START_MS = 1_800_000_000_000 // DAY_MS * DAY_MS
 BUDGET = 4_866_000
 """Leaves some 100 kB for what is sealed: three days before detail must go."""
 PROMISED = 2
+LONGEST_STEP_MS = DAY_MS // 8
+"""Between two commits."""
 
 
 class Now(NamedTuple):
@@ -114,7 +116,7 @@ def main() -> None:
         ring.commit()
         next_number += count
         os.write(marks, f"a {next_number} {clock.ms}\n".encode())
-        clock.ms += rng.choice((1000, 60_000, DAY_MS // 8))
+        clock.ms += rng.choice((1000, 60_000, LONGEST_STEP_MS))
         turn(ring, clock, marks)
         if rng.random() < 0.3:
             until = time.monotonic() + rng.random() * 0.4

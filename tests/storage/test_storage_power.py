@@ -24,14 +24,15 @@ def run(directory: Path, shim: Path, sync: str, cuts: int, seed: int) -> Result:
 
 @pytest.mark.slow
 def test_nothing_acknowledged_is_lost_when_the_power_goes(tmp_path: Path, shim: Path) -> None:
+    sealed = expired = 0
     for seed in (1, 2):
         result = run(tmp_path / str(seed), shim, "FULL", CUTS // 2, seed)
         assert result.wrong == []
         operations = read_log(tmp_path / str(seed) / "log")
-        sealed = sum(op.kind == RENAME and op.data.endswith(b".db") for op in operations)
-        expired = sum(op.kind == UNLINK and op.path.endswith(".db") for op in operations)
-        assert sealed > 3, "segments were sealed meanwhile"
-        assert expired > 1, "and let go"
+        sealed += sum(op.kind == RENAME and op.data.endswith(b".db") for op in operations)
+        expired += sum(op.kind == UNLINK and op.path.endswith(".db") for op in operations)
+    assert sealed > 3, "segments were sealed meanwhile"
+    assert expired > 1, "and let go"
 
 
 @pytest.mark.slow

@@ -163,7 +163,7 @@ def test_a_real_ring_keeps_its_promise_under_its_cap_when_the_load_doubles(tmp_p
     budget, promised = 6 * MEGABYTE, 8
     steps: list[str] = []
     levels = set[str]()
-    for day in months(tmp_path, budget=budget, promised=promised, length=12, clients=5, events=40_000, double_on=4):
+    for day in months(tmp_path, budget=budget, promised=promised, length=12, clients=5, events=56_000, double_on=4):
         assert day.size <= budget
         if day.day >= promised:
             assert day.oldest_days >= promised

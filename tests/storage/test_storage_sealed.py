@@ -26,6 +26,7 @@ from storage.retention import DAY_MS
 from storage.seal import seal
 from storage.sealed import Sealed, open_closed, read_kept
 from storage.writer import Ring
+from tests.storage.test_storage_ring import look_up
 
 START_MS = 1_800_000_000_000
 CLIENTS = [bytes((10, 20, 0, last)) for last in range(1, 6)]
@@ -374,3 +375,38 @@ def test_any_octets_are_a_column_or_corrupt(data: bytes) -> None:
                 read(octets)
             except CorruptError:
                 pass
+
+
+@pytest.mark.parametrize("level", [Level.EXACT, Level.SECOND, Level.MINUTE, Level.DAY])
+def test_names_counted_in_columns_are_those_of_the_records(tmp_path: Path, level: Level) -> None:
+    clock = FakeClock()
+    ring = Ring(str(tmp_path), clock, seal=True, level=min(level, Level.SECOND))
+    ring.tick(clock.read())
+    rng = random.Random(level)
+    for _ in range(3):
+        first = clock.mono
+        events = [look_up(first + rng.randrange(60_000), f"n{rng.randrange(9)}.example") for _ in range(200)]
+        ring.add([event._replace(client=bytes((10, 0, 0, rng.randrange(3)))) for event in events])
+        ring.add([look_up(first, "blocked.example")._replace(verdict=1)])
+        ring.commit()
+        clock.pass_ms(600_000)
+    clock.pass_ms(DAY_MS)
+    ring.tick(clock.read())
+    while ring.is_busy(clock.read()):
+        ring.tick(clock.read())
+    if level > Level.SECOND:
+        path = path_of(str(tmp_path), 1)
+        relevel(path, 1, path + ".new", level)
+        Path(path + ".new").replace(path)
+        ring.close()
+        ring = Ring(str(tmp_path), clock, seal=True)
+    for wanted in (Filter(), Filter(client=bytes((10, 0, 0, 1))), Filter(since_ms=START_MS + 300_000)):
+        counted = {found.name: found[1:] for found in ring.names(wanted) if found is not None}
+        put_together: dict[str, tuple[int, int, int]] = {}
+        for found in ring.query(wanted):
+            if found is not None and isinstance(found.event, Dns):
+                times, first, last = put_together.get(found.event.name, (0, found.wall_ms, found.wall_ms))
+                now = found.wall_ms
+                put_together[found.event.name] = (times + found.times, min(first, now), max(last, now))
+        assert counted == put_together != {}
+    ring.close()
