@@ -39,6 +39,8 @@ SETTLE_MS: Final = 600_000
 """How long sessions of an earlier boot wait for a clock that says how long the router was off."""
 MAX_READS: Final = 64
 MAX_LEASES: Final = 1 << 20
+MAX_WHOLE: Final = 1 << 32
+"""In a request: seconds, of which the register's integers hold the milliseconds."""
 
 
 class _Anchor(NamedTuple):
@@ -676,8 +678,8 @@ def _text(request: Request, name: str) -> str:
 
 def _whole(request: Request, name: str) -> int:
     value = request.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"request: {name}: expected a whole number, got {value!r:.60}")
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_WHOLE:
+        raise ConfigError(f"request: {name}: expected a whole number up to {MAX_WHOLE}, got {value!r:.60}")
     return value
 
 

@@ -180,3 +180,15 @@ def test_a_sessions_name_says_when_it_began(tmp_path: Path, machine: Machine) ->
     later = venue.desk.sessions.login(Claim("desk", MAC, (), "ben"), machine.boot_ms)
     assert later is not None
     assert began_s(later.session) == 0
+
+
+@pytest.mark.parametrize("timeout_s", [1 << 60, 10**30, -(1 << 60), 1.5, True])
+def test_a_time_that_the_register_cannot_hold_is_an_error_of_whoever_asks(
+    tmp_path: Path, machine: Machine, timeout_s: object
+) -> None:
+    desk = Venue(tmp_path, machine).desk
+    request = {"action": "login", "account": "ann", "mac": "02:00:00:00:01:01", "timeout_s": timeout_s}
+    with pytest.raises(ConfigError, match="timeout_s: expected a whole number"):
+        list(desk.handle(request))
+    list(desk.handle({**request, "timeout_s": 1 << 32}))
+    desk.every_second()
