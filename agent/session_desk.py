@@ -38,6 +38,11 @@ FORGET_MS: Final = 3_600_000
 SETTLE_MS: Final = 600_000
 """How long sessions of an earlier boot wait for a clock that says how long the router was off."""
 MAX_READS: Final = 64
+BUSY_S: Final = 0.25
+"""In one go of the agent's loop. A phone number takes a router 150 ms (`agent.identity`), a class logs in at once, and
+a hook that is not heard for two seconds is taken for dead."""
+READ_BYTES: Final = 512
+"""Of scripts' lines in one go: some eight logins. What is not read waits in the kernel, and then the scripts do."""
 MAX_LEASES: Final = 1 << 20
 MAX_WHOLE: Final = 1 << 32
 """In a request: seconds, of which the register's integers hold the milliseconds."""
@@ -221,9 +226,12 @@ class Desk:
 
     def read_lines(self) -> None:
         """What scripts have written."""
+        until = time.monotonic() + BUSY_S
         for _ in range(MAX_READS):
+            if time.monotonic() > until:
+                break
             try:
-                data = os.read(self._fifo, 65536)
+                data = os.read(self._fifo, READ_BYTES)
             except BlockingIOError:
                 break
             self._rest += data
@@ -259,7 +267,10 @@ class Desk:
     def read_radius(self, door: socket.socket) -> None:
         """Accounting requests: all that are there, then one commit, then the answers."""
         answers: list[tuple[bytes, tuple[object, ...]]] = []
+        until = time.monotonic() + BUSY_S
         for _ in range(MAX_READS):
+            if time.monotonic() > until:
+                break
             try:
                 data, peer = door.recvfrom(radius.MAX_PACKET + 1)
             except BlockingIOError:

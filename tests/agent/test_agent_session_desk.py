@@ -2,11 +2,13 @@
 
 import os
 import subprocess
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from agent import identity, session_desk
 from agent.clock import Now
 from agent.session import Claim
 from agent.session_desk import CHECKPOINT_MS, SETTLE_MS, Desk, began_s, read_rooms
@@ -192,3 +194,34 @@ def test_a_time_that_the_register_cannot_hold_is_an_error_of_whoever_asks(
         list(desk.handle(request))
     list(desk.handle({**request, "timeout_s": 1 << 32}))
     desk.every_second()
+
+
+def test_a_class_that_logs_in_at_once_does_not_keep_the_loop_from_its_hooks(
+    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A phone number takes a router 150 ms, and hooks that are not heard for two seconds are killed."""
+    identity.make_keys(str(tmp_path / "secret"), str(tmp_path / "recipient.pub"))
+    slow, took, clock = identity.Sealer.index_of, [], [0.0]
+
+    def index_of(sealer: identity.Sealer, phone: str) -> bytes:
+        clock[0] += 0.15
+        return slow(sealer, phone)
+
+    monkeypatch.setattr(identity.Sealer, "index_of", index_of)
+    monkeypatch.setattr(session_desk.time, "monotonic", lambda: clock[0])
+    venue = Venue(tmp_path, machine)
+    venue.desk.open(lambda end, do: None)
+    writer = os.open(tmp_path / "sessions", os.O_WRONLY | os.O_NONBLOCK)
+    for number in range(30):
+        mac, address = f"02:00:00:00:02:{number:02x}", f"10.0.1.{number}"
+        custom = b64encode(f"phone=138{10_000_000 + number}".encode()).decode()
+        os.write(writer, f"binauth\tauth_client\t{mac}\t{address}\tt{number}\t\t{custom}\n".encode())
+    os.close(writer)
+    while len(venue.desk.sessions) < 30:
+        before = clock[0]
+        venue.desk.read_lines()
+        took.append(clock[0] - before)
+        assert len(took) < 30, "nothing is left lying"
+    assert 0 < max(took) < 1.7
+    assert len({session.phone_index for session in venue.sessions()}) == 30
+    venue.desk.close()
