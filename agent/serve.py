@@ -92,7 +92,7 @@ class Agent:
         self._briefed: set[tuple[str, int]] = set()
         self.life = Life(config.main.run_dir, config.main.state_dir)
         self.watch = Watch(config.main.state_dir, path, VERSION)
-        audit = Audit(config.roles, self.note_asked, self.commit, os.getuid(), keeps_in=self.gate.keeps_in)
+        self.audit = audit = Audit(config.roles, self.note_asked, self.commit, os.getuid(), keeps_in=self.gate.keeps_in)
         people = People(self.records.ring, self.register, self.desk, self.gate, self.note_asked)
         self.uplink = Source(
             self.records.ring, self.clock, lambda event: self.server.publish(self.intake.record(event))
@@ -331,6 +331,9 @@ class Agent:
         self.policy.change(config)
         self.desk.change(config)
         self.gate.change(config)
+        # The notice states the new days from here on, and whoever has no role any more must not see another row.
+        self.records.ring.keep_days(config.ring.promised_days, config.ring.maximum_days)
+        self.audit.roles = tuple(config.roles)
         self.config = config
         old, new = self.watch.take_config(config_hash(self.path))
         self.note("config", "configuration", "read again", actor=actor, old=old, new=new)

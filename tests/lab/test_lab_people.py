@@ -202,6 +202,15 @@ def test_each_role_sees_what_it_needs_and_a_stranger_nothing(lab: Lab) -> None:
     assert "has no role here" in as_user(lab, "nobody", "status").stderr
     denied = {(row["actor"], row["object"]) for row in maintenance(lab, "denied")}
     assert {("games", "who"), ("man", "query"), ("nobody", "status")} <= denied
+    # Whoever loses his role loses it with the reload.
+    path = lab.directory / "gatehouse.conf"
+    before = path.read_text()
+    path.write_text(before.replace("list user 'games'", "list user 'mail'"))
+    assert lab.gatehouse("reload").returncode == 0
+    assert "has no role here" in as_user(lab, "games", "status").stderr
+    path.write_text(before)
+    assert lab.gatehouse("reload").returncode == 0
+    assert as_user(lab, "games", "status").returncode in (0, 1)
 
 
 def test_an_erasure_that_the_profile_does_not_allow_is_refused_and_on_record(lab: Lab) -> None:
