@@ -23,6 +23,7 @@ from agent.session_lines import MAX_LINE, Happening, clean, read_address, read_l
 from policy.config import Config
 from policy.errors import ConfigError, HookError, RadiusError, StorageError
 from policy.event import Event, Maintenance, Session
+from policy.legal import CLOSED
 from policy.people import Room, read_hardware
 from storage.register import Register, Row
 from storage.rows import address as address_text
@@ -519,6 +520,8 @@ class Desk:
             raise ConfigError("session login: expected --mac or --client, the device that logs in")
         account = clean(_text(request, "account"))
         phone, phone_index = _hex(request, "phone"), _hex(request, "phone_index")
+        if phone.startswith(CLOSED):
+            raise ConfigError("session login: expected phone to be sealed to the recipient")
         if not account and not phone_index:
             raise ConfigError("session login: expected --account or --phone, who logs in")
         claim = Claim(

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from agent import identity, session_desk
+from agent import erasable, identity, session_desk
 from agent.clock import Now
 from agent.session import Claim
 from agent.session_desk import CHECKPOINT_MS, SETTLE_MS, Desk, began_s, read_rooms
 from policy.config import load
 from policy.errors import ConfigError
 from policy.event import Event, Maintenance, Session
+from policy.legal import Capture, read_profile
 from storage.register import Register
 
 MAC, IP = b"\2\0\0\0\1\1", b"\x0a\0\0\1"
+SHIPPED = Path(__file__).resolve().parents[2] / "policy/profiles"
 WALL = 1_795_000_000_000
 HOOKS = Path(__file__).resolve().parents[2] / "packaging/openwrt/gatehouse/files/usr/libexec/gatehouse"
 
@@ -225,3 +227,27 @@ def test_a_class_that_logs_in_at_once_does_not_keep_the_loop_from_its_hooks(
     assert 0 < max(took) < 1.7
     assert len({session.phone_index for session in venue.sessions()}) == 30
     venue.desk.close()
+
+
+def test_a_session_that_can_be_erased_survives_a_profile_without_phone_numbers(
+    tmp_path: Path, machine: Machine
+) -> None:
+    """What is closed stands where the phone number would."""
+    text = (SHIPPED / "eu-guest.toml").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("phone = ")]
+    assert len(text.splitlines()) - len(lines) == 2
+    capture = Capture(read_profile("\n".join(lines).encode()))
+    config = load(f"config gatehouse 'main'\n\toption run_dir '{tmp_path}'\n\toption state_dir '{tmp_path}'\n")
+    said, register = list[Event](), Register(str(tmp_path))
+    desk = Desk(
+        config, machine, register, lambda event: said.extend(capture.take([event])), lambda: None, capture.one,  # type: ignore[arg-type]
+        is_erasable=lambda: True,
+    )  # fmt: skip
+    request = {"action": "login", "mac": "02:00:00:00:01:01", "account": "ann"}
+    list(desk.handle({**request, "phone": b"sealed".hex(), "phone_index": "00" * 16}))
+    (record,) = [event for event in said if isinstance(event, Session)]
+    assert (record.account, record.mac, erasable.is_closed(record)) == ("", b"", True)
+    opened = erasable.open_closed(record, register.session_key(record.session))
+    assert (opened.account, opened.mac, opened.phone, opened.phone_index) == ("ann", MAC, b"", b"")
+    with pytest.raises(ConfigError, match="expected phone to be sealed"):
+        list(desk.handle({**request, "phone": b"closed1:13800138000".hex(), "phone_index": "00" * 16}))
