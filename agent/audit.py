@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NoReturn
 
 from agent.control import Answer, Handler, Request, Wanted
+from agent.identity import is_phone
 from policy.errors import ConfigError, DeniedError
 from policy.people import Role
 
@@ -19,17 +20,33 @@ NAMING: Final = ("client", "mac", "account", "phone_index", "session")
 """Words of a request that name somebody or his device."""
 READS: Final = frozenset({"query", "names", "who", "show", "tail"})
 """Requests whose answers tell of people."""
+EXPORTS: Final = ("sqlite", "ga")
+"""Record sets that leave by `gatehouse export`, as legal profiles name them."""
 IMPERSONAL: Final = frozenset({"maintenance", "gap", "health"})
 """Kinds of records that do not."""
 MAY: Final[Mapping[str, frozenset[str]]] = {
     "installer": frozenset({"status", "verify", "reload"}),
     "operator": frozenset({"status", "query", "override", "session"}),
     "auditor": frozenset(
-        {"status", "query", "names", "who", "show", "tail", "hold", "verify", "session-list", "registration-list"}
+        {
+            "status",
+            "query",
+            "export",
+            "names",
+            "who",
+            "show",
+            "tail",
+            "hold",
+            "verify",
+            "session-list",
+            "registration-list",
+        }
     ),
 }
 """Role -> requests. The operator is the teacher or the front desk: he sees what was blocked, not where people went."""
 MAX_REASON: Final = 200
+_TOLD: Final = frozenset({"export", "hold", "erase"})
+"""Other requests whose words go on record as they are."""
 
 
 class Audit:
@@ -42,12 +59,16 @@ class Audit:
         commit: Callable[[], None],
         own_uid: int,
         name_of: Callable[[int], str] | None = None,
+        keeps_in: Callable[[str], str] | None = None,
     ) -> None:
-        """`commit` has everything on flash when it returns; `own_uid` is the agent's."""
+        """`commit` has everything on flash when it returns; `own_uid` is the agent's; `keeps_in`: why one of EXPORTS
+        may not leave, by the legal profile; empty: it may.
+        """
         self.roles = tuple(roles)
         self._note, self._commit = note, commit
         self._masters = frozenset({0, own_uid})
         self._name_of = name_of or user_name
+        self._keeps_in = keeps_in or (lambda name: "")
 
     def guard(self, word: str, handler: Handler) -> Handler:
         """The same handler, behind the door."""
@@ -87,13 +108,22 @@ class Audit:
 
     def _admit(self, word: str, role: str, actor: str, request: Request) -> None:
         is_list = word in ("session", "registration") and request.get("action") == "list"
+        is_export = word == "query" and request.get("purpose") == "export"
+        if is_export:
+            word = "export"
         if role != "root" and not ({word, f"{word}-list" if is_list else word} & MAY[role]):
             self._deny(word, actor, f"the role {role} does not allow it")
-        if role == "operator" and word == "query" and request.get("kind") not in IMPERSONAL:
+        # Only these two look at the kind: any other request would tell of people whatever kind it says.
+        is_impersonal = word in ("query", "tail") and request.get("kind") in IMPERSONAL
+        if role == "operator" and word == "query" and not is_impersonal:
             whom = [name for name in NAMING if name != "client" and request.get(name)]
             if request.get("verdict") != "block" or whom:
                 self._deny(word, actor, "an operator may ask with --verdict block, by --client or --domain")
-        if not (word in READS or is_list) or request.get("kind") in IMPERSONAL:
+        if word in READS or word in _TOLD:
+            _refuse_numbers(word, request)
+        if is_export:
+            self._admit_export(actor, request.get("set"))
+        elif not (word in READS or is_list) or is_impersonal:
             return
         named = {name: request[name] for name in NAMING if request.get(name)}
         reason = request.get("reason", "")
@@ -103,14 +133,32 @@ class Audit:
             )
         whose = ", ".join(f"{name} {str(value)[:80]}" for name, value in named.items())
         what = whose or str(request.get("domain") or "everybody")[:200]
-        action = "export" if request.get("purpose") == "export" else word
-        self._note(action, what, "answered", reason.strip()[:MAX_REASON], f"{actor} ({role})")
+        if is_export:
+            what = f"{request['set']}: {what}"
+        self._note(word, what, "answered", reason.strip()[:MAX_REASON], f"{actor} ({role})")
         self._commit()  # StorageError: then there is no answer either
+
+    def _admit_export(self, actor: str, wanted: object) -> None:
+        if wanted not in EXPORTS:
+            raise ConfigError(f"export: expected set to be one of {', '.join(EXPORTS)}, got {wanted!r:.60}")
+        if why := self._keeps_in(str(wanted)):
+            self._deny("export", actor, why)
 
     def _deny(self, word: str, actor: str, why: str) -> NoReturn:
         self._note("denied", word, "refused", why, actor)
         self._commit()
         raise DeniedError(f"{word}: refused: {why}; it is on record that {actor} asked")
+
+
+def _refuse_numbers(word: str, request: Request) -> None:
+    """What is asked goes on record as it is asked, and there no telephone number may stand."""
+    for name in ("account", "reason", "domain"):
+        value = request.get(name)
+        if isinstance(value, str) and is_phone(value):
+            raise ConfigError(
+                f"{word}: --{name}: a telephone number, which must not stand in the log; "
+                "ask with --phone-index, from `gatehouse registration index --phone`"
+            )
 
 
 def user_name(uid: int) -> str:

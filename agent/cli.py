@@ -195,10 +195,9 @@ def run_export(options: argparse.Namespace, config: Config) -> int:
         return cli_people.run_standard(options, config, ask, {**_filters(options), **_times(options)})
     from agent.export import write_database
 
-    cli_people.check_export(config, "sqlite")
-    count = write_database(
-        options.to, ask(config, {"do": "query", "purpose": "export", **_filters(options), **_times(options)})
-    )
+    # Whether these records may leave says the running agent, by the profile that it runs.
+    request = {"do": "query", "purpose": "export", "set": "sqlite", **_filters(options), **_times(options)}
+    count = write_database(options.to, ask(config, request))
     print(f"{options.to}: {count} records")
     return 0
 

@@ -85,24 +85,11 @@ def add_standard(export: argparse.ArgumentParser) -> None:
     export.add_argument("--key", default="", help="ga: the recipient's secret key, to fill in names and documents")
 
 
-def check_export(config: Config, name: str) -> None:
-    """Raises: ConfigError if the legal profile does not let these records leave in this way."""
-    from agent.legal import load_profile
-
-    profile = load_profile(config)
-    if profile is not None and name not in profile.export:
-        allowed = ", ".join(profile.export) or "none"
-        raise ConfigError(
-            f"export: the legal profile {profile.name} allows {allowed}, not {name} ({profile.export_source})"
-        )
-
-
 def run_standard(options: argparse.Namespace, config: Config, ask: Ask, wanted: Mapping[str, object]) -> int:
     from agent.standard_export import write_archive
 
-    check_export(config, "ga")
     people = _opened(config, ask, options.key) if options.key else {}
-    rows = ask(config, {"do": "query", "purpose": "export", **wanted})
+    rows = ask(config, {"do": "query", "purpose": "export", "set": "ga", **wanted})
     done = write_archive(options.to, config, rows, people)
     print(f"{options.to}: {done.sessions} sessions, {done.accesses} accesses")
     for why, count in done.refused.items():

@@ -104,6 +104,8 @@ class Conversation:
     def _start(self, line: bytes) -> None:
         try:
             request = json.loads(line)
+            # Half a surrogate pair is no text that a record could hold, and infinity no time: RFC 8259 knows neither.
+            json.dumps(request, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"request: not JSON: {error}") from None
         if not isinstance(request, dict):

@@ -14,11 +14,10 @@ import msgpack
 
 from policy.errors import ConfigError
 from policy.event import Session
+from policy.legal import CLOSED
 
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 24
-_MARK: Final = b"closed1:"
-"""Stands before what is closed, in the place of a sealed phone number."""
 
 
 def close(session: Session, key: bytes) -> Session:
@@ -27,12 +26,12 @@ def close(session: Session, key: bytes) -> Session:
 
     fields = (session.account, session.phone, session.room, session.mac, session.addresses, session.phone_index)
     closed = SecretBox(key).encrypt(msgpack.packb(fields), os.urandom(_NONCE_BYTES))
-    return session._replace(account="", phone=_MARK + bytes(closed), room="", mac=b"", addresses=(), phone_index=b"")
+    return session._replace(account="", phone=CLOSED + bytes(closed), room="", mac=b"", addresses=(), phone_index=b"")
 
 
 def is_closed(session: Session) -> bool:
     """Is it such a record?"""
-    return session.phone.startswith(_MARK)
+    return session.phone.startswith(CLOSED)
 
 
 def open_closed(session: Session, key: bytes) -> Session:
@@ -43,7 +42,7 @@ def open_closed(session: Session, key: bytes) -> Session:
     from nacl.secret import SecretBox
 
     try:
-        fields = msgpack.unpackb(SecretBox(key).decrypt(session.phone[len(_MARK) :]), use_list=False)
+        fields = msgpack.unpackb(SecretBox(key).decrypt(session.phone[len(CLOSED) :]), use_list=False)
         account, phone, room, mac, addresses, phone_index = fields
     except (CryptoError, ValueError, TypeError, msgpack.UnpackException):
         return session._replace(phone=b"")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Final
 
 from agent import decider
 from agent.control import Answer, Request
 from policy import override
 from policy.errors import ConfigError, StorageError
 from policy.event import Maintenance
+
+MAX_WHOLE: Final = 1 << 40
+"""In a request: seconds, and what a frame to the hooks can hold."""
 
 
 class Exceptions:
@@ -84,6 +88,6 @@ def _text(request: Request, name: str) -> str:
 
 def _whole(request: Request, name: str) -> int:
     value = request.get(name)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"request: {name}: expected a whole number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_WHOLE:
+        raise ConfigError(f"request: {name}: expected a whole number up to {MAX_WHOLE}, got {value!r:.60}")
     return value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,11 +30,9 @@ TABLES: Final = {
 """Kind -> table."""
 _INDEXES: Final = ("time", "client", "mac", "name", "session", "verdict", "account", "action")
 _BATCH: Final = 1000
-_VIEW: Final = """
-CREATE VIEW {name} AS SELECT id, time, client, mac, session, name, verdict, reason, rule, 'look-up' AS how FROM lookups
-{where} UNION ALL
-SELECT id, time, client, mac, session, name, verdict, reason, rule, 'flow' AS how FROM flows {where}
-"""
+_ACCESSES: Final = (("lookups", "look-up"), ("flows", "flow"))
+_ACCESS: Final = ("id", "time", "client", "mac", "session", "name", "verdict", "reason", "rule")
+"""Columns of the views `accesses`, and `stopped` of those of them that were not let through."""
 
 
 def write_database(path: str, rows: Iterable[Mapping[str, object]]) -> int:
@@ -49,28 +48,35 @@ def write_database(path: str, rows: Iterable[Mapping[str, object]]) -> int:
         raise ConfigError(f"--to: {directory}: no such directory")
     unfinished = f"{path}.tmp"
     try:
-        if os.path.exists(unfinished):
-            os.unlink(unfinished)
+        _clear(unfinished)
+        # Made before SQLite opens it: it must not be readable by others while it is being filled either.
+        os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         database = sqlite_utils.Database(unfinished)
         try:
             count = _fill(database, rows)
         finally:
             database.close()
-        os.chmod(unfinished, 0o600)
         os.replace(unfinished, path)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from None
+    except (OSError, sqlite3.Error, OverflowError) as error:
+        raise StorageError(f"{path}: {getattr(error, 'strerror', '') or error}") from None
     finally:
-        if os.path.exists(unfinished):
-            os.unlink(unfinished)
+        _clear(unfinished)
     return count
+
+
+def _clear(unfinished: str) -> None:
+    for leftover in ("", "-journal"):
+        if os.path.exists(unfinished + leftover):
+            os.unlink(unfinished + leftover)
 
 
 def _fill(database: Database, rows: Iterable[Mapping[str, object]]) -> int:
     waiting: dict[str, list[dict[str, Any]]] = {}
     count = 0
     for row in rows:
-        kind = str(row["kind"])
+        kind = row.get("kind")
+        if not isinstance(kind, str) or not kind:
+            raise StorageError(f"export: expected rows with their kind, got {row!r:.120}")
         batch = waiting.setdefault(kind, [])
         batch.append(dict(_plain(row)))
         count += 1
@@ -84,11 +90,20 @@ def _fill(database: Database, rows: Iterable[Mapping[str, object]]) -> int:
         for column in _INDEXES:
             if column in table.columns_dict:
                 table.create_index([column], if_not_exists=True)
-    if {"lookups", "flows"} <= set(database.table_names()):
-        database.execute(_VIEW.format(name="accesses", where=""))
-        database.execute(_VIEW.format(name="stopped", where="WHERE verdict != 'allow'"))
+    for name, where in (("accesses", ""), ("stopped", "WHERE verdict != 'allow'")):
+        database.execute(f"CREATE VIEW {name} AS {_union(database)} {where}")
     database.vacuum()
     return count
+
+
+def _union(database: Database) -> str:
+    """Look-ups and flows in one, also where the profile or the question left nothing of either."""
+    parts = []
+    for table, how in _ACCESSES:
+        there = database.table(table).columns_dict if table in database.table_names() else {}
+        columns = ", ".join(name if name in there else f"NULL AS {name}" for name in _ACCESS)
+        parts.append(f"SELECT {columns}, '{how}' AS how" + (f" FROM {table}" if there else " WHERE 0"))
+    return f"SELECT * FROM ({' UNION ALL '.join(parts)})"
 
 
 def _insert(database: Database, kind: str, batch: list[dict[str, Any]]) -> None:

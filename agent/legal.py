@@ -81,6 +81,15 @@ class Gate:
         """Must what a session's record says of a person be erasable?"""
         return self.profile is not None and self.profile.may_erase
 
+    def keeps_in(self, name: str) -> str:
+        """Why a set of records (`sqlite`, `ga`) may not leave by an export; empty: it may."""
+        if self.profile is None or name in self.profile.export:
+            return ""
+        if self._broken:
+            return self._broken
+        allowed = ", ".join(self.profile.export) or "none"
+        return f"the legal profile {self.profile.name} allows {allowed}, not {name} ({self.profile.export_source})"
+
     def describe(self) -> dict[str, object]:
         """For status."""
         if self.profile is None:

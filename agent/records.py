@@ -28,6 +28,10 @@ from storage.store import Note
 from storage.writer import Ring
 
 FOR_EVER_MS: Final = 1 << 46
+MAX_NUMBER: Final = 1 << 40
+"""In a request: seconds in which the ring's milliseconds are 64 bits many times over."""
+LATEST_S: Final = 253_402_300_799
+"""The last second of the year 9999: what is later has no name (ISO 8601)."""
 _KINDS: Final = {kind.__name__.lower(): kind for kind in TAG_OF}
 
 
@@ -189,8 +193,11 @@ def filter_of(request: Request) -> Filter:
         raise ConfigError(f"--kind: expected one of {', '.join(_KINDS)}, got {kind!r}")
     if verdict and verdict.upper() not in Verdict.__members__:
         raise ConfigError(f"--verdict: expected one of {', '.join(Verdict.__members__).lower()}, got {verdict!r}")
+    since_s = _number(request, "since_s", 0)
+    if since_s > LATEST_S:
+        raise ConfigError(f"--since: expected a time before the year 10000, got {since_s:.0f} s")
     return Filter(
-        since_ms=int(_number(request, "since_s", 0) * 1000),
+        since_ms=max(0, int(since_s * 1000)),
         until_ms=int(_number(request, "until_s", time.time() + 86400) * 1000),
         kind=_KINDS[kind] if kind else None,
         domain=_domain(_text(request, "domain")),
@@ -245,6 +252,6 @@ def _text(request: Request, name: str) -> str:
 
 def _number(request: Request, name: str, default: float) -> float:
     value = request.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"request: {name}: expected a number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:
+        raise ConfigError(f"request: {name}: expected a number up to {MAX_NUMBER}, got {value!r:.60}")
     return float(value)

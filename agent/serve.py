@@ -92,7 +92,7 @@ class Agent:
         self._briefed: set[tuple[str, int]] = set()
         self.life = Life(config.main.run_dir, config.main.state_dir)
         self.watch = Watch(config.main.state_dir, path, VERSION)
-        audit = Audit(config.roles, self.note_asked, self.commit, os.getuid())
+        self.audit = audit = Audit(config.roles, self.note_asked, self.commit, os.getuid(), keeps_in=self.gate.keeps_in)
         people = People(self.records.ring, self.register, self.desk, self.gate, self.note_asked)
         self.uplink = Source(
             self.records.ring, self.clock, lambda event: self.server.publish(self.intake.record(event))
@@ -182,6 +182,10 @@ class Agent:
         """A record of the agent's own."""
         self.server.publish(self.intake.record(event))
 
+    def session_of(self, address: bytes, mac: bytes, at_ms: int) -> str:
+        """Whose it is; nobody's where sessions are off, for there is no record that such a session began or ended."""
+        return self.desk.attribute(address, mac, at_ms) if self.config.session.enabled else ""
+
     def commit(self) -> None:
         """What is on record so far is on flash. Raises: StorageError."""
         self.server.commit_now()
@@ -270,7 +274,7 @@ class Agent:
         for address, known in changed.items():
             for record in self.nat.changed(address, known, outside, now_ms):
                 self.server.publish(
-                    self.intake.record(record._replace(session=self.desk.attribute(address, known.mac, now_ms)))
+                    self.intake.record(record._replace(session=self.session_of(address, known.mac, now_ms)))
                 )
 
     def record_translations(self) -> None:
@@ -284,7 +288,7 @@ class Agent:
             return
         self.nat_trouble = ""
         for client, outside, port, protocol in found:
-            session = self.desk.attribute(client, self.addresses.identify(client).mac, now_ms)
+            session = self.session_of(client, self.addresses.identify(client).mac, now_ms)
             self.intake.record_later(Nat(now_ms, client, outside, port, port, protocol, 0, session))
         if self.nat_events.lost > lost:
             self.intake.record(Gap(now_ms, "nat", -1, now_ms - 1000, now_ms, "conntrack told more than was taken in"))
@@ -327,6 +331,9 @@ class Agent:
         self.policy.change(config)
         self.desk.change(config)
         self.gate.change(config)
+        # The notice states the new days from here on, and whoever has no role any more must not see another row.
+        self.records.ring.keep_days(config.ring.promised_days, config.ring.maximum_days)
+        self.audit.roles = tuple(config.roles)
         self.config = config
         old, new = self.watch.take_config(config_hash(self.path))
         self.note("config", "configuration", "read again", actor=actor, old=old, new=new)

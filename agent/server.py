@@ -241,6 +241,9 @@ class Server:
 
     def _watch(self) -> None:
         """Kill what hangs: a worker that is bound to a queue and does not read it stops the venue's traffic."""
+        # Did it say nothing, or did we not listen? What it said while we were busy is in its socket.
+        for connection, _, _ in self._intake.handle_timer(self._clock_ms()):
+            self._read_hook(self._hooks[connection])
         now_ms = self._clock_ms()
         for connection, pid, name in self._intake.handle_timer(now_ms):
             if name != "unknown":

@@ -23,6 +23,7 @@ from agent.session_lines import MAX_LINE, Happening, clean, read_address, read_l
 from policy.config import Config
 from policy.errors import ConfigError, HookError, RadiusError, StorageError
 from policy.event import Event, Maintenance, Session
+from policy.legal import CLOSED
 from policy.people import Room, read_hardware
 from storage.register import Register, Row
 from storage.rows import address as address_text
@@ -38,7 +39,14 @@ FORGET_MS: Final = 3_600_000
 SETTLE_MS: Final = 600_000
 """How long sessions of an earlier boot wait for a clock that says how long the router was off."""
 MAX_READS: Final = 64
+BUSY_S: Final = 0.25
+"""In one go of the agent's loop. A phone number takes a router 150 ms (`agent.identity`), a class logs in at once, and
+a hook that is not heard for two seconds is taken for dead."""
+READ_BYTES: Final = 512
+"""Of scripts' lines in one go: some eight logins. What is not read waits in the kernel, and then the scripts do."""
 MAX_LEASES: Final = 1 << 20
+MAX_WHOLE: Final = 1 << 32
+"""In a request: seconds, of which the register's integers hold the milliseconds."""
 
 
 class _Anchor(NamedTuple):
@@ -219,9 +227,12 @@ class Desk:
 
     def read_lines(self) -> None:
         """What scripts have written."""
+        until = time.monotonic() + BUSY_S
         for _ in range(MAX_READS):
+            if time.monotonic() > until:
+                break
             try:
-                data = os.read(self._fifo, 65536)
+                data = os.read(self._fifo, READ_BYTES)
             except BlockingIOError:
                 break
             self._rest += data
@@ -257,7 +268,10 @@ class Desk:
     def read_radius(self, door: socket.socket) -> None:
         """Accounting requests: all that are there, then one commit, then the answers."""
         answers: list[tuple[bytes, tuple[object, ...]]] = []
+        until = time.monotonic() + BUSY_S
         for _ in range(MAX_READS):
+            if time.monotonic() > until:
+                break
             try:
                 data, peer = door.recvfrom(radius.MAX_PACKET + 1)
             except BlockingIOError:
@@ -506,6 +520,8 @@ class Desk:
             raise ConfigError("session login: expected --mac or --client, the device that logs in")
         account = clean(_text(request, "account"))
         phone, phone_index = _hex(request, "phone"), _hex(request, "phone_index")
+        if phone.startswith(CLOSED):
+            raise ConfigError("session login: expected phone to be sealed to the recipient")
         if not account and not phone_index:
             raise ConfigError("session login: expected --account or --phone, who logs in")
         claim = Claim(
@@ -676,8 +692,8 @@ def _text(request: Request, name: str) -> str:
 
 def _whole(request: Request, name: str) -> int:
     value = request.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"request: {name}: expected a whole number, got {value!r:.60}")
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MAX_WHOLE:
+        raise ConfigError(f"request: {name}: expected a whole number up to {MAX_WHOLE}, got {value!r:.60}")
     return value
 
 

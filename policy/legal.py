@@ -63,6 +63,10 @@ _EMPTY: Final[Mapping[str, Any]] = {
     "outside": b"", "port_from": 0, "port_to": 0, "sample": (),
 }  # fmt: skip
 _BLOCKED: Final = 1
+CLOSED: Final = b"closed1:"
+"""What begins so, in the place of a sealed phone number, is all that is kept of a session, closed with its own key
+(`agent.erasable`): it has been through here before it was closed."""
+_PHONE: Final = Session._fields.index("phone")
 
 
 class Kept(NamedTuple):
@@ -261,6 +265,8 @@ class Capture:
         values = list(event)  # a third of what `_replace` takes
         for at, value in self._edits[kind, is_blocked]:
             values[at] = value
+        if kind is Session and event.phone.startswith(CLOSED):  # type: ignore[union-attr]
+            values[_PHONE] = event.phone  # type: ignore[union-attr]
         return kind._make(values)
 
     def passes(self, kind: type[Event], *, is_blocked: bool = False) -> bool:

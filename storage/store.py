@@ -174,6 +174,10 @@ class Store:
         self._expire_at = 0
         return self.holds.lift(number)
 
+    def change(self, options: Options) -> None:
+        """Keep the ring in another way from now on."""
+        self._options, self._expire_at = options, 0
+
     def status(self) -> dict[str, object]:
         """For people and heartbeats."""
         now = self._clock.read()

@@ -223,6 +223,12 @@ class Ring:
         """As `storage.store.Store.lift_hold`."""
         return self._opened().lift_hold(number)
 
+    def keep_days(self, promised_days: int, maximum_days: int) -> None:
+        """Another configuration is in force. What is too old by it goes with the next tick."""
+        self._options = self._options._replace(promised_days=promised_days, maximum_days=maximum_days)
+        if self._store is not None:
+            self._store.change(self._options)
+
     def status(self) -> dict[str, object]:
         """For people and heartbeats."""
         waiting = len(self._pending) + (self._unsent.records if self._unsent is not None else 0)

@@ -100,3 +100,60 @@ def test_the_installer_sees_how_it_is_and_nobodys_records(audit: Audit, log: Log
 def test_the_maintenance_log_is_read_without_a_record_of_its_own(audit: Audit, log: Log) -> None:
     list(audit.guard("query", log.answer)({"uid": ROOT, "kind": "maintenance"}))
     assert log.said == ["answered"]
+
+
+@pytest.mark.parametrize("word", ["show", "who", "names", "registration", "session"])
+def test_a_kind_that_a_request_does_not_look_at_opens_no_way_round_the_record(
+    audit: Audit, log: Log, word: str
+) -> None:
+    request = {"uid": ROOT, "kind": "maintenance", "action": "list", "session": "s1"}
+    with pytest.raises(ConfigError, match="say why with --reason"):
+        list(audit.guard(word, log.answer)(request))
+    assert log.said == []
+    list(audit.guard(word, log.answer)({**request, "reason": "order 7"}))
+    assert log.said == [f"root (root): {word} session s1: answered order 7", "on flash", "answered"]
+
+
+@pytest.mark.parametrize("kind", ["", "maintenance", "gap"])
+def test_an_export_is_on_record_whatever_kind_of_records_leaves(audit: Audit, log: Log, kind: str) -> None:
+    request = {"uid": ROOT, "by": "mei", "purpose": "export", "set": "sqlite", "kind": kind}
+    list(audit.guard("query", log.answer)(request))
+    assert log.said == ["mei (root): export sqlite: everybody: answered", "on flash", "answered"]
+
+
+@pytest.mark.parametrize("words", [{}, {"set": "everything"}, {"set": ["ga"]}])
+def test_an_export_says_which_record_set(audit: Audit, log: Log, words: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="expected set to be one of sqlite, ga"):
+        list(audit.guard("query", log.answer)({"uid": ROOT, "purpose": "export", **words}))
+    assert log.said == []
+
+
+def test_the_agent_keeps_in_what_the_profile_does_not_let_leave(log: Log) -> None:
+    audit = Audit((), log.note, log.commit, 500, NAMES.__getitem__, lambda name: "not ga" if name == "ga" else "")
+    query = audit.guard("query", log.answer)
+    with pytest.raises(DeniedError, match="export: refused: not ga"):
+        list(query({"uid": ROOT, "by": "mei", "purpose": "export", "set": "ga"}))
+    assert log.said == ["mei: denied export: refused not ga", "on flash"]
+    assert list(query({"uid": ROOT, "purpose": "export", "set": "sqlite"}))
+
+
+def test_an_auditor_may_export_and_an_operator_not(log: Log) -> None:
+    roles = (Role("operator", ("teacher",)), Role("auditor", ("fitter",)))
+    query = Audit(roles, log.note, log.commit, 500, NAMES.__getitem__).guard("query", log.answer)
+    request = {"purpose": "export", "set": "sqlite", "verdict": "block"}
+    with pytest.raises(DeniedError, match="the role operator does not allow it"):
+        list(query({"uid": TEACHER, **request}))
+    assert list(query({"uid": INSTALLER, **request}))
+
+
+@pytest.mark.parametrize("word", ["query", "names", "tail", "hold", "erase"])
+@pytest.mark.parametrize("name", ["account", "reason"])
+def test_no_telephone_number_comes_into_the_log_by_a_question(audit: Audit, log: Log, word: str, name: str) -> None:
+    request = {"uid": ROOT, "reason": "r", name: "+86 138 0013 8000"}
+    with pytest.raises(ConfigError, match="--phone-index") as refused:
+        if word == "tail":
+            audit.guard_follow(lambda request: lambda event: True)(request)
+        else:
+            list(audit.guard(word, log.answer)(request))
+    assert "8000" not in str(refused.value)
+    assert log.said == []

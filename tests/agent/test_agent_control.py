@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.control import LOW_WATER, MAX_REQUEST, Conversation, Request
-from policy.errors import StorageError
+from agent.records import filter_of
+from policy.errors import ConfigError, StorageError
 from policy.event import Event
 
 
@@ -65,3 +67,25 @@ def test_a_request_without_end_is_refused() -> None:
 def test_any_line_is_answered(line: bytes) -> None:
     (*_, last) = answer(line.replace(b"\n", b" ") + b"\n")
     assert "error" in last
+
+
+@pytest.mark.parametrize(
+    "line", [rb'{"do":"count","to":1e999}', b'{"do":"count","to":NaN}', rb'{"do":"count","to":"\ud800"}']
+)
+def test_what_json_does_not_know_does_not_reach_a_handler(line: bytes) -> None:
+    ((_, said),) = [each.popitem() for each in answer(line + b"\n")]
+    assert str(said).startswith("request: not JSON")
+
+
+@pytest.mark.parametrize("number", ["1e300", "-1e300", "1" + "0" * 400, "true", "null", '"1"'])
+@pytest.mark.parametrize("name", ["since_s", "until_s"])
+def test_a_time_that_is_none_is_an_error_of_whoever_asks(name: str, number: str) -> None:
+    with pytest.raises(ConfigError, match=f"request: {name}: expected a number"):
+        filter_of(json.loads(f'{{"{name}": {number}}}'))
+
+
+def test_times_beyond_the_calendar_are_refused_or_mean_for_ever() -> None:
+    with pytest.raises(ConfigError, match="--since: expected a time before the year 10000"):
+        filter_of({"since_s": 1 << 39})
+    assert filter_of({"since_s": -28_800}).since_ms == 0, "1970-01-01 in Shanghai"
+    assert filter_of({"until_s": 1 << 40}).until_ms == 1000 << 40

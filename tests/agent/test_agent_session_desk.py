@@ -2,20 +2,24 @@
 
 import os
 import subprocess
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from agent import erasable, identity, session_desk
 from agent.clock import Now
 from agent.session import Claim
 from agent.session_desk import CHECKPOINT_MS, SETTLE_MS, Desk, began_s, read_rooms
 from policy.config import load
 from policy.errors import ConfigError
 from policy.event import Event, Maintenance, Session
+from policy.legal import Capture, read_profile
 from storage.register import Register
 
 MAC, IP = b"\2\0\0\0\1\1", b"\x0a\0\0\1"
+SHIPPED = Path(__file__).resolve().parents[2] / "policy/profiles"
 WALL = 1_795_000_000_000
 HOOKS = Path(__file__).resolve().parents[2] / "packaging/openwrt/gatehouse/files/usr/libexec/gatehouse"
 
@@ -180,3 +184,70 @@ def test_a_sessions_name_says_when_it_began(tmp_path: Path, machine: Machine) ->
     later = venue.desk.sessions.login(Claim("desk", MAC, (), "ben"), machine.boot_ms)
     assert later is not None
     assert began_s(later.session) == 0
+
+
+@pytest.mark.parametrize("timeout_s", [1 << 60, 10**30, -(1 << 60), 1.5, True])
+def test_a_time_that_the_register_cannot_hold_is_an_error_of_whoever_asks(
+    tmp_path: Path, machine: Machine, timeout_s: object
+) -> None:
+    desk = Venue(tmp_path, machine).desk
+    request = {"action": "login", "account": "ann", "mac": "02:00:00:00:01:01", "timeout_s": timeout_s}
+    with pytest.raises(ConfigError, match="timeout_s: expected a whole number"):
+        list(desk.handle(request))
+    list(desk.handle({**request, "timeout_s": 1 << 32}))
+    desk.every_second()
+
+
+def test_a_class_that_logs_in_at_once_does_not_keep_the_loop_from_its_hooks(
+    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A phone number takes a router 150 ms, and hooks that are not heard for two seconds are killed."""
+    identity.make_keys(str(tmp_path / "secret"), str(tmp_path / "recipient.pub"))
+    slow, took, clock = identity.Sealer.index_of, [], [0.0]
+
+    def index_of(sealer: identity.Sealer, phone: str) -> bytes:
+        clock[0] += 0.15
+        return slow(sealer, phone)
+
+    monkeypatch.setattr(identity.Sealer, "index_of", index_of)
+    monkeypatch.setattr(session_desk.time, "monotonic", lambda: clock[0])
+    venue = Venue(tmp_path, machine)
+    venue.desk.open(lambda end, do: None)
+    writer = os.open(tmp_path / "sessions", os.O_WRONLY | os.O_NONBLOCK)
+    for number in range(30):
+        mac, address = f"02:00:00:00:02:{number:02x}", f"10.0.1.{number}"
+        custom = b64encode(f"phone=138{10_000_000 + number}".encode()).decode()
+        os.write(writer, f"binauth\tauth_client\t{mac}\t{address}\tt{number}\t\t{custom}\n".encode())
+    os.close(writer)
+    while len(venue.desk.sessions) < 30:
+        before = clock[0]
+        venue.desk.read_lines()
+        took.append(clock[0] - before)
+        assert len(took) < 30, "nothing is left lying"
+    assert 0 < max(took) < 1.7
+    assert len({session.phone_index for session in venue.sessions()}) == 30
+    venue.desk.close()
+
+
+def test_a_session_that_can_be_erased_survives_a_profile_without_phone_numbers(
+    tmp_path: Path, machine: Machine
+) -> None:
+    """What is closed stands where the phone number would."""
+    text = (SHIPPED / "eu-guest.toml").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("phone = ")]
+    assert len(text.splitlines()) - len(lines) == 2
+    capture = Capture(read_profile("\n".join(lines).encode()))
+    config = load(f"config gatehouse 'main'\n\toption run_dir '{tmp_path}'\n\toption state_dir '{tmp_path}'\n")
+    said, register = list[Event](), Register(str(tmp_path))
+    desk = Desk(
+        config, machine, register, lambda event: said.extend(capture.take([event])), lambda: None, capture.one,  # type: ignore[arg-type]
+        is_erasable=lambda: True,
+    )  # fmt: skip
+    request = {"action": "login", "mac": "02:00:00:00:01:01", "account": "ann"}
+    list(desk.handle({**request, "phone": b"sealed".hex(), "phone_index": "00" * 16}))
+    (record,) = [event for event in said if isinstance(event, Session)]
+    assert (record.account, record.mac, erasable.is_closed(record)) == ("", b"", True)
+    opened = erasable.open_closed(record, register.session_key(record.session))
+    assert (opened.account, opened.mac, opened.phone, opened.phone_index) == ("ann", MAC, b"", b"")
+    with pytest.raises(ConfigError, match="expected phone to be sealed"):
+        list(desk.handle({**request, "phone": b"closed1:13800138000".hex(), "phone_index": "00" * 16}))

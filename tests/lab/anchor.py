@@ -13,6 +13,7 @@ Everything dies with this process, because the kernel kills a process namespace 
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,29 @@ def make_certificate(directory: Path) -> None:
         subprocess.run(["openssl", *command], cwd=directory, check=True, capture_output=True)
 
 
+def start_centre(directory: Path) -> None:
+    """A broker, a receiver and an ear; they are there before the router is, so that nothing is missed."""
+    lab = Path(__file__).parent
+    address, port = (directory / "centre").read_text().split()
+    start(
+        "mosquitto",
+        "internet",
+        [shutil.which("mosquitto") or "/usr/sbin/mosquitto", "-c", f"{directory}/mosquitto.conf"],
+        directory,
+    )
+    words = [str(lab / "ear.py"), address, port, f"{directory}/heard"]
+    start("ear", "internet", [sys.executable, "-I", *words], directory)
+    words = ["run", "--broker", f"{address}#{port}", "--plain", "--data", f"{directory}/received"]
+    # -m looks from where it is called.
+    env = {"PYTHONPATH": str(ROOT)}
+    start("receiver", "internet", [sys.executable, "-m", "agent.receiver", *words], directory, env)
+    deadline = time.monotonic() + 15
+    while not (directory / "heard").exists():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"lab: no ear: {(directory / 'log' / 'ear').read_text()}")
+        time.sleep(0.05)
+
+
 def start_router(directory: Path) -> subprocess.Popen[bytes] | None:
     # As on a stock OpenWrt: dnsmasq serves the LAN on port 53. Gatehouse redirects port 53 to itself while it lives.
     # --no-daemon also means: keep the user. In a user namespace there is no other user to become.
@@ -193,6 +217,8 @@ def main() -> None:
         (directory / "ring").mkdir(exist_ok=True)
         sh(f"mount -t tmpfs -o size=6m none {directory}/ring")
     start_internet(directory)
+    if (directory / "centre").exists():
+        start_centre(directory)
     launcher = start_router(directory)
     stopping = False
 

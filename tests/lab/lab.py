@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.lab.centre import ADDRESS, MOSQUITTO, PORT
+
 ROOT = Path(__file__).resolve().parents[2]
 
 LISTS = {
@@ -96,6 +98,7 @@ class Lab:
         main: str = "",
         prepare: Callable[[Path], None] | None = None,
         quic: bool = False,
+        centre: bool = False,
     ) -> "Lab":
         """Build the venue in `directory` (kept: logs, ring, state) and wait until it answers."""
         directory = directory.resolve()
@@ -106,6 +109,9 @@ class Lab:
             (directory / "lists" / name).write_text(text)
         if quic:
             (directory / "quic").touch()
+        if centre:
+            (directory / "mosquitto.conf").write_text(MOSQUITTO)
+            (directory / "centre").write_text(f"{ADDRESS} {PORT}")
         if agent:
             text = CONFIG.format(directory=directory, on_failure=on_failure, flush=flush, binding=binding)
             (directory / "gatehouse.conf").write_text(text.replace("\toption clock", main + "\toption clock") + extra)

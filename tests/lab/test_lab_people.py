@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from agent.standard import ACCESS, ONLINE, SETS
+from tests.lab.centre import UPLINK, heard
 from tests.lab.lab import ROOT, Lab
 from tests.lab.test_lab_profiles import cells, main_of, prepare
 from tests.lab.test_lab_sessions import stop
@@ -69,7 +71,7 @@ def lab() -> Iterator[Lab]:
     directory.chmod(0o755)
     (directory / "small-ring").touch()
     try:
-        with Lab.running(directory, flush="1s", main=MAIN, extra=EXTRA, prepare=ready) as lab:
+        with Lab.running(directory, flush="1s", main=MAIN, extra=EXTRA + UPLINK, prepare=ready, centre=True) as lab:
             yield lab
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -130,6 +132,14 @@ def test_five_hundred_guests_are_sealed_and_the_recipient_opens_them_all(lab: La
                 for data in pieces:
                     assert not any(secret in data for secret in secrets), file_path
     assert not any(secret.decode() in everything for secret in secrets)
+    # All of them have travelled, sealed as they are, and with them nothing that could be read.
+    sealed = [bytes.fromhex(json.loads(line)["sealed"]) for line in listed.splitlines()]
+    deadline = time.monotonic() + 20
+    while missing := [box for box in sealed if not any(box in data for _, data in heard(lab.directory))]:
+        assert time.monotonic() < deadline, f"{len(missing)} of {len(sealed)} registrations are not on the wire"
+        time.sleep(0.5)
+    for where, data in heard(lab.directory):
+        assert not any(secret in data for secret in secrets), where
     opened = subprocess.run(
         [sys.executable, "-I", str(ROOT), "registration", "open", "--key", str(lab.directory / "recipient.key")],
         input=listed, capture_output=True, text=True, check=True,
@@ -192,6 +202,15 @@ def test_each_role_sees_what_it_needs_and_a_stranger_nothing(lab: Lab) -> None:
     assert "has no role here" in as_user(lab, "nobody", "status").stderr
     denied = {(row["actor"], row["object"]) for row in maintenance(lab, "denied")}
     assert {("games", "who"), ("man", "query"), ("nobody", "status")} <= denied
+    # Whoever loses his role loses it with the reload.
+    path = lab.directory / "gatehouse.conf"
+    before = path.read_text()
+    path.write_text(before.replace("list user 'games'", "list user 'mail'"))
+    assert lab.gatehouse("reload").returncode == 0
+    assert "has no role here" in as_user(lab, "games", "status").stderr
+    path.write_text(before)
+    assert lab.gatehouse("reload").returncode == 0
+    assert as_user(lab, "games", "status").returncode in (0, 1)
 
 
 def test_an_erasure_that_the_profile_does_not_allow_is_refused_and_on_record(lab: Lab) -> None:
@@ -229,7 +248,67 @@ def test_the_standard_export_keeps_to_its_tables(lab: Lab) -> None:
     assert int(guest["START_TIME"]) <= int(guest["END_TIME"])
     visits = [row for row in tables[ACCESS.name] if row["SESSIONID"] == guest["SESSIONID"]]
     assert "www.example.net" in {row["NETWORK_APP_VALUES"] for row in visits}
-    assert maintenance(lab, "export")[-1]["object"] == "everybody"
+    assert maintenance(lab, "export")[-1]["object"] == "ga: everybody"
+
+
+def as_mei(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
+    command = ["env", "SUDO_USER=mei", sys.executable, "-I", str(ROOT), *words]
+    return lab.run("router", [*command, "--config", f"{lab.directory}/gatehouse.conf"])
+
+
+def test_an_exported_database_says_who_visited_a_domain_and_that_it_was_made(lab: Lab) -> None:
+    client = ("--mac", "02:00:00:00:00:15", "--client", "10.20.0.21")
+    assert lab.gatehouse("session", "login", "--account", "g21", *client).returncode == 0
+    lab.run("teacher", "dig +short deep.exported.example.org")
+    wait_for(lab, 1, "--since", "1h", "--domain", "exported.example.org")
+    path = lab.directory / "visits.db"
+    done = as_mei(lab, "export", "--since", "1h", "--to", str(path))
+    assert (done.returncode, done.stdout.startswith(f"{path}: ")) == (0, True), done.stderr
+    assert path.stat().st_mode & 0o777 == 0o600
+    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    text = """SELECT DISTINCT a.client, a.mac, s.account FROM accesses a JOIN sessions s USING (session)
+    WHERE a.name LIKE '%exported.example.org'"""
+    assert database.execute(text).fetchall() == [("10.20.0.21", "02:00:00:00:00:15", "g21")]
+    (count,) = database.execute("SELECT count(*) FROM lookups").fetchone()
+    assert count == len(lab.rows("--since", "1h", "--kind", "dns"))
+    # On record before its first row: the export itself is in what was exported.
+    text = "SELECT actor, object, result FROM maintenance WHERE action = 'export' ORDER BY time DESC LIMIT 1"
+    assert database.execute(text).fetchone() == ("mei (root)", "sqlite: everybody", "answered")
+    database.close()
+    again = as_mei(lab, "export", "--since", "1h", "--to", str(path))
+    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    named = as_mei(lab, "export", "--account", "g21", "--to", str(lab.directory / "named.db"))
+    assert (named.returncode, "--reason" in named.stderr) == (2, True)
+    assert not list(lab.directory.glob("named.db*"))
+    before = len(maintenance(lab, "export"))
+    path.unlink()
+    assert as_mei(lab, "export", "--kind", "maintenance", "--to", str(path)).returncode == 0
+    assert len(maintenance(lab, "export")) == before + 1
+
+
+def test_a_held_domain_is_listed_and_lifted_each_on_record_with_who_did_it(lab: Lab) -> None:
+    assert as_mei(lab, "hold", "list").stdout == ""
+    nothing = as_mei(lab, "hold", "add", "--reason", "order 3")
+    assert nothing.returncode == 2, nothing.stdout
+    added = as_mei(lab, "hold", "add", "--domain", "exported.example.org", "--reason", "order 3")
+    assert added.returncode == 0, added.stderr
+    number, _, rest = added.stdout.strip().partition("  ")
+    assert rest.startswith("domain exported.example.org, from 1970-01-01T")
+    assert rest.endswith("until it is lifted: order 3 (by mei)")
+    assert as_mei(lab, "hold", "list").stdout == added.stdout
+    lifted = lab.gatehouse("hold", "lift", number)
+    assert lifted.returncode == 0, lifted.stderr
+    assert as_mei(lab, "hold", "list").stdout == ""
+    twice = lab.gatehouse("hold", "lift", number)
+    assert twice.returncode == 2, twice.stdout
+    told = [(row["actor"], row["object"], str(row["result"]).partition(":")[0]) for row in maintenance(lab, "hold")]
+    assert told[0] == ("mei", f"hold {number}", "placed")
+    assert told[1][1:] == (f"hold {number}", "lifted")
+    assert told[1][0] not in ("", "mei")
+    assert len(told) == 2, "what was refused changed nothing"
+    # A number on which somebody can be called would stand in the log for ever.
+    number_held = as_mei(lab, "hold", "add", "--account", phone(7), "--reason", "order 4")
+    assert (number_held.returncode, "--phone-index" in number_held.stderr) == (2, True)
 
 
 def test_a_wrong_venue_code_is_refused_at_provisioning(lab: Lab) -> None:
@@ -263,7 +342,8 @@ def test_a_hold_an_export_and_rules_that_somebody_removed(lab: Lab) -> None:
     assert lab.gatehouse("export", "--since", "1h", "--to", str(lab.directory / "out.db")).returncode == 0
     lab.run("router", "iptables -t nat -F PREROUTING")
     lab.run("router", "iptables -t mangle -F")
-    assert wait_for_action(lab, "hold")[-1]["object"] == "hold 1"
+    assert re.fullmatch(r"hold \d+", str(wait_for_action(lab, "hold")[-1]["object"]))
+    assert wait_for_action(lab, "hold")[-1]["result"] == "placed: order 9"
     assert wait_for_action(lab, "export")
     assert wait_for_action(lab, "rules", result="removed")
 

@@ -17,6 +17,7 @@ from agent import identity
 from agent.__main__ import read_config
 from agent.legal import load_profile
 from agent.notice import publish
+from tests.lab.centre import UPLINK, heard
 from tests.lab.lab import ROOT, Lab
 from tests.lab.test_lab_venue import CURL, wait_for
 
@@ -36,6 +37,7 @@ NEEDLES = {
     "phone": [PHONE.encode()],
     "destination": [b"198.51.100.21", bytes((198, 51, 100, 21))],
     "answer": [b"198.51.100.20", bytes((198, 51, 100, 20))],
+    "profile": [b"profile eu-guest"],
 }
 """What the traffic below would leave behind, as text and as octets."""
 
@@ -43,16 +45,29 @@ NEEDLES = {
 class Case(NamedTuple):
     forbidden: str
     kept: str
+    on_wire: str
+    """What is kept and must have been seen in an MQTT payload: else the search there would find nothing at all."""
     ring: str = "60 90"
+    refusal: str = ""
+    """What an export to a database is refused with; empty: the profile allows it."""
+    closed: str = ""
+    """What is kept and travels closed with the session's own key, so that it can be erased at the centre too."""
 
 
+CN = Case("path query phone", "visited site blocked client mac account room destination answer",
+          "visited site blocked client mac account room destination answer")  # fmt: skip
 CASES = {
-    "cn-82": Case("path query phone", "visited site blocked client mac account room destination answer"),
-    "us-cipa": Case("visited site path query client mac account room phone destination answer", "blocked"),
-    "eu-guest": Case("visited site path query blocked phone destination answer", "client mac account room"),
-    "uk-kcsie": Case("path query room phone destination answer", "visited site blocked client mac account"),
-    "tr-5651": Case("visited site path query room phone answer", "blocked client mac account destination", "730 730"),
-}
+    "cn-82": CN,
+    "cn-82-180": CN._replace(ring="180 0"),
+    "us-cipa": Case("visited site path query client mac account room phone destination answer", "blocked", "blocked",
+                    refusal="allows none, not sqlite (No recipient is named by the law)"),
+    "eu-guest": Case("visited site path query blocked phone destination answer", "client mac account room", "profile",
+                     closed="client mac account room"),
+    "uk-kcsie": Case("path query room phone destination answer", "visited site blocked client mac account",
+                     "visited site blocked client mac account"),
+    "tr-5651": Case("visited site path query room phone answer", "blocked client mac account destination",
+                    "blocked client mac account destination", "730 730"),
+}  # fmt: skip
 
 
 EXTRA = """
@@ -61,6 +76,10 @@ config notice 'notice'
 \toption contact 'head@school.example'
 \tlist listen '10.20.0.1#8060'
 """
+
+
+WHERE = "\toption venue '11010512010001'\n\toption device '123456789020000000001'\n"
+"""To speak to a centre, a router must be somebody."""
 
 
 def main_of(name: str) -> str:
@@ -84,7 +103,7 @@ def prepare(directory: Path) -> None:
 
 def octets(directory: Path) -> Iterator[tuple[str, bytes]]:
     """Everything that Gatehouse has written, as it is and with what is deflated in it unpacked."""
-    for top in ("ring", "state", "run", "log"):
+    for top in ("ring", "state", "run", "log", "exported"):
         for place, _, files in os.walk(directory / top):
             for file in files:
                 path = Path(place, file)
@@ -114,16 +133,31 @@ def cells(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def found_in(directory: Path, answers: bytes) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for place, data in (("answers", answers), *octets(directory)):
+    wire = heard(directory) if (directory / "centre").exists() else ()
+    for place, data in (("answers", answers), *octets(directory), *wire):
         for what, needles in NEEDLES.items():
             if any(needle in data for needle in needles):
                 found.setdefault(what, set()).add(place)
     return found
 
 
+def wait_for_wire(directory: Path, wanted: str) -> None:
+    """Until everything that must travel has."""
+    deadline = time.monotonic() + 20
+    while True:
+        sent = [data for _, data in heard(directory)]
+        missing = [what for what in wanted.split() if not any(n in data for data in sent for n in NEEDLES[what])]
+        if not missing:
+            return
+        assert time.monotonic() < deadline, f"not on the wire: {', '.join(missing)}"
+        time.sleep(0.3)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_forbidden_field_is_nowhere(tmp_path: Path, name: str) -> None:
-    with Lab.running(tmp_path, flush="1s", main=main_of(name), extra=EXTRA, prepare=prepare) as lab:
+    case, said = CASES[name], ""
+    options = {"main": main_of(name) + WHERE, "extra": EXTRA + UPLINK, "prepare": prepare, "centre": True}
+    with Lab.running(tmp_path, flush="1s", **options) as lab:
         follow = [
             sys.executable,
             "-I",
@@ -150,19 +184,26 @@ def test_a_forbidden_field_is_nowhere(tmp_path: Path, name: str) -> None:
             lab.run("pupil1", f"{CURL} --resolve deep.casino.example:80:198.51.100.22 http://deep.casino.example/")
             lab.gatehouse("session", "logout", "--mac", "02:00:00:00:00:0b")
             time.sleep(2)
+            (tmp_path / "exported").mkdir()
+            exported = lab.gatehouse("export", "--since", "1h", "--to", str(tmp_path / "exported" / "audit.db"))
+            assert (exported.returncode, case.refusal in exported.stderr) == (2 if case.refusal else 0, True)
             said = lab.gatehouse("query", "--since", "1h", "--format", "jsonl").stdout
             said += lab.gatehouse("session", "list", "--format", "jsonl").stdout + login.stdout
             said += lab.gatehouse("status", "--format", "json").stdout
             tailed, _ = tail.communicate(timeout=20)
         notice = lab.run("pupil1", "curl -s http://10.20.0.1:8060/").stdout
         assert "What this network records" in notice
+        wait_for_wire(tmp_path, case.on_wire)
         status = lab.status()
         assert status["legal"]["capturing"] is True  # type: ignore[index]
     # The venue is down: everything that was to be written is.
     found = found_in(tmp_path, (said + tailed).encode())
-    case = CASES[name]
     assert {what: found[what] for what in case.forbidden.split() if what in found} == {}
     assert [what for what in case.kept.split() if what not in found] == [], "the search would have found nothing at all"
+    for what in case.on_wire.split():
+        assert [place for place in found[what] if place.startswith("message ")] != [], f"{what}: not seen on the wire"
+    for what in case.closed.split():
+        assert [place for place in found[what] if place.startswith("message ")] == [], f"{what}: open on the wire"
     with pytest.MonkeyPatch.context() as patch:  # and it finds what is there
         patch.setitem(NEEDLES, "gap", [b"maintenance"])
         assert "gap" in found_in(tmp_path, (said + tailed).encode())

@@ -134,6 +134,20 @@ def test_a_day_is_a_segment_and_the_oldest_is_unlinked_when_its_time_is_over(tmp
     assert verify(str(tmp_path)) == 3
 
 
+def test_a_shorter_maximum_takes_what_is_too_old_by_it_without_a_restart(tmp_path: Path, clock: FakeClock) -> None:
+    ring = Ring(str(tmp_path), clock, maximum_days=30)
+    for day in range(6):
+        ring.tick(clock.read())
+        ring.add([look_up(clock.mono, f"day-{day}.example")])
+        ring.commit()
+        clock.pass_ms(DAY_MS)
+    assert [note.action for note in ring.tick(clock.read())] == []
+    ring.keep_days(2, 3)
+    assert [note.result for note in ring.tick(clock.read())] == ["expired after 3 days"] * 3
+    assert [found.event.name for found in all_of(ring)] == [f"day-{day}.example" for day in (3, 4, 5)]  # type: ignore[union-attr]
+    assert ring.status()["promised_days"] == 2
+
+
 def test_the_budget_holds_and_a_broken_promise_is_said(tmp_path: Path, clock: FakeClock) -> None:
     ring = Ring(str(tmp_path), clock, budget_bytes=200_000, promised_days=60)
     notes = []
