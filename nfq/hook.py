@@ -422,6 +422,8 @@ def _look_at(data: bytes) -> Sight | None:
         return _sight_of(hello, Seen.TLS)
     if hello == tls.NEED_MORE and data:
         return None
+    if hello == tls.TOO_LONG:
+        return Sight(seen=Seen.TLS, blind=Blind.OVERLOAD)
     request = http.parse(data)
     if isinstance(request, http.Request):
         if request.is_ambiguous:

@@ -41,6 +41,12 @@ class Outcome(IntEnum):
     """CRYPTO frames disagree about the same octets."""
 
 
+_OF_HANDSHAKE: Final[dict[int | None, Outcome]] = {
+    tls.NEED_MORE: Outcome.NEED_MORE,
+    tls.TOO_LONG: Outcome.OVERLOAD,
+}
+
+
 class _Version(NamedTuple):
     salt: bytes
     key: bytes
@@ -170,7 +176,7 @@ class Initials:
             hello = tls.parse_handshake(data)
             if isinstance(hello, tls.Hello):
                 return hello
-            return Outcome.NEED_MORE if hello == tls.NEED_MORE else Outcome.NOT_QUIC
+            return _OF_HANDSHAKE.get(hello, Outcome.NOT_QUIC)
         return Outcome.NEED_MORE
 
     def _candidates(self, head: _Head) -> list[tuple[bytes, bytes]]:

@@ -75,6 +75,38 @@ def test_a_hello_over_several_records(size: int) -> None:
         assert tls.parse(data[:length]) == tls.NEED_MORE
 
 
+def records_of(handshake: bytes, size: int) -> bytes:
+    parts = [handshake[at : at + size] for at in range(0, len(handshake), size)]
+    return b"".join(b"\x16\3\1" + struct.pack("!H", len(part)) + part for part in parts)
+
+
+EMPTY = b"\x16\3\1\0\0"
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (EMPTY + HELLO, b"www.example.org"),
+        (records_of(HELLO[5:9], 4) + EMPTY + records_of(HELLO[9:], 2000), b"www.example.org"),
+        (records_of(HELLO[5:], 1), b"www.example.org"),
+        (records_of(padded(HELLO, 1200)[5:], 1), b""),
+        (records_of(padded(HELLO, 17_000)[5:], 16_000), b""),
+        (EMPTY * (tls.MAX_RECORDS + 1) + HELLO, b""),
+    ],
+    ids=["empty first", "empty between", "one octet each", "large, one octet each", "17 kB", "many empty"],
+)
+def test_what_a_server_reads_is_read_or_cannot_be_decided_but_is_never_taken_for_no_tls(
+    data: bytes, name: bytes
+) -> None:
+    found = tls.parse(data)
+    assert found == (tls.Hello(name, False) if name else tls.TOO_LONG)
+    stream = Stream(1)
+    stream.add(1, data[:MAX_OCTETS])
+    sight = look(stream)
+    assert sight is not None
+    assert (sight.name, sight.blind) == ((name, Blind.NOT_BLIND) if name else (b"", Blind.OVERLOAD))
+
+
 @pytest.mark.parametrize("hello", [HELLO, LARGE], ids=["plain", "large"])
 def test_split_in_two_at_every_octet_in_both_orders(hello: bytes) -> None:
     for cut in range(1, len(hello)):

@@ -191,6 +191,11 @@ def test_decryption_is_bounded_per_flow_per_client_and_per_second() -> None:
     assert read(Initials(AES), seal(V1, b"12345678", plain), Budget(0)) == Outcome.OVERLOAD
 
 
+def test_a_hello_that_is_too_long_cannot_be_decided_and_is_not_taken_for_something_else() -> None:
+    hello = b"\1" + (tls.MAX_HELLO + 1).to_bytes(3, "big") + handshake(b"www.example.org")[4:]
+    assert read(Initials(AES), seal(V1, CID, crypto(0, hello).ljust(1100, b"\0"))) == Outcome.OVERLOAD
+
+
 def test_without_aes_nothing_is_read_and_it_is_said() -> None:
     assert read(Initials(None), seal(V1, b"12345678", b"\1" * 30)) == Outcome.NO_CRYPTO
     assert find_aes() is not None
