@@ -349,6 +349,9 @@ class Hook:
     def _judge_request(self, sight: Sight, dst: bytes, group: int, wall_s: float | None) -> _Known:
         """The same for a request in clear text, path and all."""
         decision = self.decider.decide_url(sight.name, sight.path.encode(), group, wall_s)
+        if decision.verdict == Verdict.ALLOW and (path := http.resolve(sight.path)) != sight.path:
+            # As rules are written, so paths are typed, or in any other way that the server takes for the same.
+            decision = self.decider.decide_url(sight.name, path.encode(), group, wall_s)
         if decision.verdict == Verdict.ALLOW and decision.reason == Reason.DEFAULT:
             decision = self._by_address(dst, group, decision, wall_s)
         return self._known(sight.name, decision, group)

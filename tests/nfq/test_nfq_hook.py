@@ -99,6 +99,23 @@ def test_a_request_is_decided_by_its_path_and_recorded_without_its_query() -> No
     assert (record.method, record.name, record.path) == ("GET", "www.example.org", "/a/b")
 
 
+def test_a_path_written_otherwise_is_the_same_path_and_stands_on_record_as_it_was_sent() -> None:
+    for path in (b"/%61/b", b"//a/b", b"/x/../a/b"):
+        desk = Desk(b"www.example.org/a/b")
+        assert desk.receive(segment(REQUEST.replace(b"/a/b", path))) == Mark.BLOCK
+        assert desk.records[0].path == path.decode()
+
+
+def test_a_head_longer_than_what_is_waited_for_is_decided_by_the_groups_failure_rule() -> None:
+    for start in (b"GET /a HTTP/1.1\r\nX: ", b"GET /"):
+        head = start + b"x" * 17_000
+        for fail, mark in (("open", Mark.ALLOW), ("closed", Mark.BLOCK)):
+            desk = Desk(b"www.example.org", fail=fail)
+            marks = [desk.receive(segment(head[at : at + 3000], seq=1 + at)) for at in range(0, len(head), 3000)]
+            assert marks == [Mark.UNDECIDED] * 5 + [mark]
+            assert desk.records[0].blind == Blind.OVERLOAD
+
+
 def test_an_address_is_decided_where_the_name_says_nothing() -> None:
     desk = Desk(addresses=(bytes((192, 0, 2, 1)),))
     assert desk.receive(segment(HELLO)) == Mark.BLOCK

@@ -169,6 +169,47 @@ def test_requests(data: bytes, host: bytes, path: str, method: str) -> None:
     assert http.parse(data) == http.Request(method, host, path)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\r\n\r\nGET /a HTTP/1.1",  # RFC 9112 2.2
+        b"\nGET /a HTTP/1.1",
+        b"GET /a HTTP/1.1 ",  # RFC 9112 3, and so on
+        b"GET\t/a\tHTTP/1.1",
+        b" GET  /a \x0b HTTP/1.1",
+    ],
+)
+def test_a_request_line_that_lenient_servers_take_is_a_request_from_its_first_octet_on(line: bytes) -> None:
+    data = line + b"\r\nHost: example.org\r\n\r\n"
+    assert http.parse(data) == http.Request("GET", b"example.org", "/a")
+    for length in range(1, data.index(b"example.org") + 11):
+        assert http.parse(data[:length]) == http.NEED_MORE, data[:length]
+
+
+@pytest.mark.parametrize(
+    ("path", "resolved"),
+    [
+        ("/a/b", "/a/b"),
+        ("/%61/%7e%2F%zz%6", "/a/~%2F%zz%6"),
+        ("//a///b//", "/a/b/"),
+        ("/x/../a/./b/.", "/a/b/"),
+        ("/../../a", "/a"),
+        ("/%2e%2e/a", "/a"),
+        ("/.well-known/x", "/.well-known/x"),
+        ("/", "/"),
+        ("", ""),
+        ("*", "*"),
+    ],
+)
+def test_the_path_that_a_server_looks_up(path: str, resolved: str) -> None:
+    assert http.resolve(path) == resolved
+
+
+@given(st.text(alphabet="/.%2eEfF4a\xb2\u0664"))
+def test_any_path_is_resolved_and_grows_by_no_more_than_its_slash(path: str) -> None:
+    assert len(http.resolve(path)) <= len(path) + 1
+
+
 def test_two_hosts_that_disagree_are_ambiguous_and_two_that_agree_are_not() -> None:
     for second, blind in ((b"b.example", Blind.AMBIGUOUS), (b"a.example", Blind.NOT_BLIND)):
         stream = Stream(0)
