@@ -2,7 +2,8 @@
 
 Rule: any bytes give a `Request`, NEED_MORE or None ("this is not HTTP"), in linear time, and raise nothing. How much of
 a head is waited for is the flow's bound, not ours: a long head is one that cannot be decided, not something else.
-Sources: RFC 9112 2.2 (empty lines in front) and 3 (request line), RFC 9112 3.2.2 and 3.2.3 (absolute and authority form), RFC 9113 3.4 (preface).
+Sources: RFC 9112 2.2 (empty lines in front), 3 (request line), 3.2.2 and 3.2.3 (absolute and authority form), RFC 9113
+3.4 (preface).
 """
 
 from __future__ import annotations

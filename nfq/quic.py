@@ -131,6 +131,11 @@ class Initials:
         self._attempts = 0
 
     @property
+    def stream(self) -> Stream:
+        """What CRYPTO frames have brought under the keys of now."""
+        return self._stream
+
+    @property
     def size(self) -> int:
         """Octets held."""
         return self._stream.size

@@ -10,9 +10,10 @@ from nfq.hook import Hook, Mark, Now
 from nfq.packet import ACK, PSH, RST, SYN
 from policy.event import Blind, Flow, Seen
 from policy.verdict import ALLOWED, FOREVER, Decision, Reason, Treatment, Verdict
-from tests.nfq.test_nfq_parsers import HELLO, REQUEST
+from tests.nfq.test_nfq_parsers import HELLO, REQUEST, client_hello
 
 MAC = b"\2\0\0\0\0\1"
+NAMELESS = client_hello(None)
 BLOCKED = Decision(Verdict.BLOCK, Reason.CATEGORY, "list:ads")
 
 
@@ -175,6 +176,28 @@ def test_a_syn_comes_up_for_a_listed_address_only_and_is_decided_by_it() -> None
     desk = Desk(addresses=(bytes((192, 0, 2, 1)),))
     assert desk.receive(segment(b"", flags=SYN)) == Mark.BLOCK
     assert (desk.records[0].reason, desk.records[0].name) == (Reason.ADDRESS, "")
+
+
+def test_a_syn_in_the_midst_of_a_hello_does_not_hide_it() -> None:
+    for fail, mark in (("open", Mark.ALLOW), ("closed", Mark.BLOCK)):
+        desk = Desk(b"www.example.org", fail=fail)
+        desk.receive(segment(HELLO[:100], seq=100))
+        desk.receive(segment(b"", seq=7_000_000, flags=SYN))
+        assert desk.receive(segment(HELLO[100:], seq=200)) == mark
+        assert [record.blind for record in desk.records] == [Blind.TRUNCATED]
+    desk = Desk(b"www.example.org")
+    desk.receive(segment(HELLO[:100], seq=100, flags=SYN))  # TCP Fast Open
+    desk.receive(segment(b"", seq=100, flags=SYN))  # and once more without
+    assert desk.receive(segment(HELLO[100:], seq=201)) == Mark.BLOCK
+    assert len(desk.records) == 1
+
+
+def test_each_flow_without_a_name_is_counted_as_such() -> None:
+    desk = Desk()
+    for sport in (40000, 40001, 40002):
+        assert desk.receive(segment(NAMELESS, sport=sport)) == Mark.ALLOW
+    assert [record.blind for record in desk.records] == [Blind.NO_SNI] * 3
+    assert desk.hook.counters["no_name"] == 3
 
 
 def test_a_flow_in_crumbs_is_decided_by_the_groups_failure_rule() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq import http, tls, udp
-from nfq.flow import MAX_HELD, MAX_OCTETS, MAX_PENDING, NEAR, PENDING_S, Flows, Pending, Stream
+from nfq.flow import MAX_DECIDED, MAX_HELD, MAX_OCTETS, MAX_PARTS, MAX_PENDING, NEAR, PENDING_S, Flows, Pending, Stream
 from nfq.hook import look
 from nfq.packet import ACK, PSH, TCP, UDP, ends_of, parse
 from nfq.page import MAX_ANSWER, Pages
@@ -356,10 +356,37 @@ def test_the_octets_of_half_open_flows_are_bounded_all_together() -> None:
         pending = Pending(0.0, b"", Stream(0), None)
         flows.begin(number.to_bytes(12, "big"), pending)
         pending.stream.add(0, bytes(MAX_OCTETS))  # type: ignore[union-attr]
-        flows.grew(MAX_OCTETS)
+        flows.grew(pending.size)
         if flows.is_crowded:
             flows.expire(1.0)
     assert flows.held == sum(pending.size for pending in flows.pending.values()) <= MAX_HELD
+
+
+def test_parts_of_one_octet_count_as_what_they_take() -> None:
+    flows = Flows()
+    taken = 0
+    for number in range(200):
+        pending = Pending(0.0, b"", Stream(0), None)
+        flows.begin(number.to_bytes(12, "big"), pending)
+        for at in range(MAX_PARTS):
+            assert not pending.is_full
+            pending.stream.add(2 * at, b"x" * (at % 2))  # type: ignore[union-attr]
+        assert pending.is_full
+        flows.grew(pending.size)
+        taken += 1
+        if flows.is_crowded:
+            break
+    assert taken < 100
+    assert len(flows.expire(1.0)) == 1
+
+
+def test_verdicts_given_on_the_shortest_way_are_bounded_too() -> None:
+    flows = Flows()
+    for round_of in range(3):
+        for number in range(MAX_DECIDED):
+            flows.decided[b"%d %d" % (round_of, number)] = 1
+        flows.expire(0.5)
+        assert len(flows.decided) + len(flows.older) <= MAX_DECIDED
 
 
 def test_what_still_comes_of_a_flow_that_was_given_up_gets_its_mark() -> None:
