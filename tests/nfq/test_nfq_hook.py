@@ -200,6 +200,15 @@ def test_each_flow_without_a_name_is_counted_as_such() -> None:
     assert desk.hook.counters["no_name"] == 3
 
 
+def test_records_made_without_their_constructor_have_all_fields() -> None:
+    desk = Desk()
+    for sport in (40000, 40001):  # the second on the shortest way
+        desk.receive(segment(HELLO, sport=sport))
+    desk.receive(segment(REQUEST, sport=40002))
+    assert [len(record) for record in desk.records] == [len(Flow._fields)] * 3
+    assert desk.records[1] == desk.records[0]._replace(sport=40001)
+
+
 def test_a_flow_in_crumbs_is_decided_by_the_groups_failure_rule() -> None:
     for fail, mark in (("open", Mark.ALLOW), ("closed", Mark.BLOCK)):
         desk = Desk(fail=fail)
