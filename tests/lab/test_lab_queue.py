@@ -16,6 +16,7 @@ from nfq.queue import config_message
 from tests.lab.lab import ROOT, Lab
 from tests.lab.test_lab_life import wait_until_protecting
 from tests.lab.test_lab_venue import CURL
+from tests.nfq.test_nfq_parsers import client_hello, padded
 
 pytestmark = pytest.mark.lab
 
@@ -195,6 +196,25 @@ def test_pages_for_clients_that_are_not_there_do_not_hold_the_worker(lab: Lab) -
     assert time.monotonic() - begin < 1.5
     wait_for(lambda: lab.status()["workers"]["nfq/0"]["blocked"] >= before + 500)  # type: ignore[index, call-overload, operator]
     assert lab.processes()["nfq/0"] == pid
+
+
+SAY = """
+import socket, sys
+with socket.create_connection(("198.51.100.22", 443), timeout=2) as link:
+    link.sendall(bytes.fromhex(sys.stdin.read()))
+    try:
+        print("answered" if link.recv(100) else "closed")
+    except ConnectionResetError:
+        print("reset")
+"""
+
+
+@pytest.mark.parametrize("octets", [100, 6000, 14_000])
+def test_a_large_hello_in_one_packet_is_read_to_its_end(lab: Lab, octets: int) -> None:
+    # veth passes it on as one packet, as GRO makes one on a router.
+    for name, said in (("n1.example.org", "answered"), ("n1.casino.example", "reset")):
+        hello = padded(client_hello(name), octets)
+        assert lab.run("pupil1", [sys.executable, "-c", SAY], input=hello.hex()).stdout.strip() == said
 
 
 def cpu_s(pid: int) -> float:
