@@ -193,7 +193,7 @@ def test_pages_for_clients_that_are_not_there_do_not_hold_the_worker(lab: Lab) -
     lab.run("pupil2", [sys.executable, "-I", "-c", FORGE], check=True)
     begin = time.monotonic()
     assert "you asked" in lab.run("pupil1", f"{CURL} http://198.51.100.22/").stdout
-    assert time.monotonic() - begin < 1.5
+    assert time.monotonic() - begin < 2.5  # a MAC is waited for three seconds long
     wait_for(lambda: lab.status()["workers"]["nfq/0"]["blocked"] >= before + 500)  # type: ignore[index, call-overload, operator]
     assert lab.processes()["nfq/0"] == pid
 
