@@ -128,7 +128,7 @@ def test_the_name_is_compared_with_what_our_dns_answered(lab: Lab) -> None:
     assert "you asked" in lab.run("pupil2", f"{trust} {front} https://front.example.net/").stdout
     elsewhere = "--resolve h5.example.org:443:198.51.100.21"
     assert "you asked" in lab.run("pupil2", f"{trust} {elsewhere} https://h5.example.org/").stdout
-    rows = wait_for(lab, 3, "--since", "20s", "--kind", "flow", "--client", "10.20.0.12")
+    rows = wait_for(lab, 3, "--since", "20s", "--kind", "flow", "--client", "10.20.0.12", "--reason", "test")
     found = [(row["name"], row["dst"], row["agreement"]) for row in rows]
     assert sorted(found) == [
         ("front.example.net", "198.51.100.22", "mismatch"),
