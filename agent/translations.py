@@ -148,8 +148,9 @@ class Events:
                 found += parse(self._link.recv(65536))
             except BlockingIOError:
                 break
-            except OSError:  # ENOBUFS
+            except OSError:  # ENOBUFS; what is in the buffer waits for the next look
                 self.lost += 1
+                break
         return found
 
 

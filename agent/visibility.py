@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from policy.event import MAX_ANSWERS, Agreement, Blind, Dns, Flow, Seen
+from policy.verdict import Verdict
 
 MAX_PAIRS: Final = 8192
 """Device and address, per generation: two of them take about 4 MB when full, the last hour of a hundred pupils."""
@@ -32,6 +33,9 @@ class Visibility:
         self._asked: set[int] = set()
         """Hashes of device and name, of those whose answers were all kept."""
         self._older_asked: set[int] = set()
+        self._devices: set[bytes] = set()
+        """Those in `_names`: who uses our DNS at all."""
+        self._older_devices: set[bytes] = set()
         self._since_ms = -1
         self.flows = 0
         self.blind: dict[int, int] = {}
@@ -39,7 +43,9 @@ class Visibility:
 
     def learn(self, device: bytes, dns: Dns) -> None:
         """This device was answered."""
-        if not dns.answers:
+        if not dns.answers or not dns.name or dns.verdict == Verdict.BLOCK:
+            # A refusal's address is nobody's. Where the legal profile lets only refusals out of the DNS hook, they say
+            # nothing of what else was asked for either.
             return
         name = dns.name
         if self._since_ms < 0:
@@ -47,6 +53,8 @@ class Visibility:
         if len(self._names) >= MAX_PAIRS or len(self._asked) >= MAX_PAIRS:
             self._older_names, self._names = self._names, {}
             self._older_asked, self._asked = self._asked, set()
+            self._older_devices, self._devices = self._devices, set()
+        self._devices.add(device)
         for answer in dns.answers:
             key = device + answer
             known = self._names.get(key)
@@ -98,8 +106,5 @@ class Visibility:
             # The address was given for other names, or the name with other addresses.
             return Agreement.MISMATCH
         is_settled = 0 <= self._since_ms < flow.at_ms - SETTLED_MS
-        return Agreement.MISMATCH if is_settled and self._has_asked(device) else Agreement.UNKNOWN
-
-    def _has_asked(self, device: bytes) -> bool:
-        """Does this device use our DNS at all? Looked for only in the rare case that matters."""
-        return any(key.startswith(device) for table in (self._names, self._older_names) for key in table)
+        has_asked = device in self._devices or device in self._older_devices
+        return Agreement.MISMATCH if is_settled and has_asked else Agreement.UNKNOWN

@@ -19,6 +19,10 @@ MAX_PENDING: Final = 4096
 """Undecided flows at once: at 30 s each, 136 new half-open hellos a second for ever, or a burst of 4,096."""
 MAX_HELD: Final = 4 << 20
 """Octets of all undecided flows together. A half-open post-quantum hello holds 1,400."""
+PART_OCTETS: Final = 128
+"""What a part that is held costs besides its octets: without it, a hello in crumbs would take fifty times MAX_HELD."""
+MAX_PARTS: Final = 512
+"""Of one flow. Chrome's chaos protection makes about 30 a datagram."""
 MAX_OCTETS: Final = 16 << 10
 """Of one flow: the largest hello and request head that are waited for."""
 MAX_PACKETS: Final = 12
@@ -26,6 +30,7 @@ PENDING_S: Final = 30.0
 """Servers close a connection that has not said what it wants after 10 s to 60 s."""
 DECIDED_S: Final = 4.0
 MAX_DECIDED: Final = 16384
+"""Looked at twice a second: the hook's shortest way adds to the table by itself."""
 MAX_LATE: Final = 8192
 MAX_STARTS: Final = 4
 NEAR: Final = 1 << 17
@@ -45,6 +50,16 @@ class Stream:
         """Octets held."""
         self.ambiguous = False
         """Two segments gave different octets for the same place."""
+
+    @property
+    def cost(self) -> int:
+        """Octets of memory, about."""
+        return self.size + PART_OCTETS * len(self._parts)
+
+    @property
+    def is_full(self) -> bool:
+        """No more is waited for."""
+        return self.size >= MAX_OCTETS or len(self._parts) >= MAX_PARTS
 
     @property
     def start(self) -> int:
@@ -124,14 +139,15 @@ class Pending:
 
     @property
     def size(self) -> int:
-        """Octets held."""
+        """Octets of memory that its parts take, about."""
         if self.stream is not None:
-            return self.stream.size
-        return self.initials.size if self.initials is not None else 0
+            return self.stream.cost
+        return self.initials.stream.cost if self.initials is not None else 0
 
     @property
     def is_full(self) -> bool:
-        return self.packets >= MAX_PACKETS or self.size >= MAX_OCTETS
+        stream = self.stream if self.initials is None else self.initials.stream
+        return self.packets >= MAX_PACKETS or (stream is not None and stream.is_full)
 
 
 def is_near(entry: int, seq: int) -> bool:
@@ -183,6 +199,11 @@ class Flows:
             self.older, self.decided = self.decided, {}
         self.decided[key] = seq << 4 | mark
 
+    def began_at(self, key: Key, seq: int) -> bool:
+        """Is this an undecided TCP flow whose first octet has this number? Then a SYN is its own, sent again."""
+        pending = self.pending.get(key)
+        return pending is not None and pending.stream is not None and pending.stream.start == seq
+
     def forget(self, key: Key) -> Pending | None:
         """A new connection with the same addresses and ports begins. Returns what was left undecided of the old one."""
         self.decided.pop(key, None)
@@ -201,7 +222,7 @@ class Flows:
 
     def expire(self, now_s: float) -> list[tuple[Key, Pending]]:
         """Flows that fell silent, or that are too many: the oldest go."""
-        if now_s - self._turn_s > DECIDED_S:
+        if now_s - self._turn_s > DECIDED_S or len(self.decided) >= MAX_DECIDED:
             self._turn_s = now_s
             self.older, self.decided = self.decided, {}
         gone: list[tuple[Key, Pending]] = []

@@ -165,7 +165,8 @@ class Hook:
                     name, has_ech = hello
                     group = self.decider.group_of(src, mac)
                     wall_s = now[2]
-                    if wall_s is not None and wall_s < self._cache_until.get(group, 0.0):
+                    # Without a name it is a blind spot, which is counted on the long way.
+                    if name and wall_s is not None and wall_s < self._cache_until.get(group, 0.0):
                         known = self._cache.get((name, dst, group))
                         if known is not None and known.mark == 1:
                             self._packets += 1
@@ -209,12 +210,13 @@ class Hook:
         if packet.protocol == TCP:
             if packet.flags & RST:
                 return 0
-            if packet.flags & SYN:
+            if packet.flags & SYN and not self._flows.began_at(key, packet.seq):
                 left = self._flows.forget(key)
                 if left is not None:
-                    self._record_undecided(key, left, now)
-                if not packet.payload:
-                    return self._receive_bare(key, packet, mac, now)
+                    # A SYN in the midst of a hello, forged by the client: its rest must not pass for something else.
+                    self._flows.give_up(key, left, self._record_undecided(key, left, now))
+            if packet.flags & SYN and not packet.payload:
+                return self._receive_bare(key, packet, mac, now)
         mark = self._flows.find_mark(key, packet.seq)
         if mark:
             self._counts["repeated"] += 1
@@ -349,6 +351,9 @@ class Hook:
     def _judge_request(self, sight: Sight, dst: bytes, group: int, wall_s: float | None) -> _Known:
         """The same for a request in clear text, path and all."""
         decision = self.decider.decide_url(sight.name, sight.path.encode(), group, wall_s)
+        if decision.verdict == Verdict.ALLOW and (path := http.resolve(sight.path)) != sight.path:
+            # As rules are written, so paths are typed, or in any other way that the server takes for the same.
+            decision = self.decider.decide_url(sight.name, path.encode(), group, wall_s)
         if decision.verdict == Verdict.ALLOW and decision.reason == Reason.DEFAULT:
             decision = self._by_address(dst, group, decision, wall_s)
         return self._known(sight.name, decision, group)
@@ -422,6 +427,8 @@ def _look_at(data: bytes) -> Sight | None:
         return _sight_of(hello, Seen.TLS)
     if hello == tls.NEED_MORE and data:
         return None
+    if hello == tls.TOO_LONG:
+        return Sight(seen=Seen.TLS, blind=Blind.OVERLOAD)
     request = http.parse(data)
     if isinstance(request, http.Request):
         if request.is_ambiguous:

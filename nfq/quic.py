@@ -41,6 +41,12 @@ class Outcome(IntEnum):
     """CRYPTO frames disagree about the same octets."""
 
 
+_OF_HANDSHAKE: Final[dict[int | None, Outcome]] = {
+    tls.NEED_MORE: Outcome.NEED_MORE,
+    tls.TOO_LONG: Outcome.OVERLOAD,
+}
+
+
 class _Version(NamedTuple):
     salt: bytes
     key: bytes
@@ -125,6 +131,11 @@ class Initials:
         self._attempts = 0
 
     @property
+    def stream(self) -> Stream:
+        """What CRYPTO frames have brought under the keys of now."""
+        return self._stream
+
+    @property
     def size(self) -> int:
         """Octets held."""
         return self._stream.size
@@ -170,7 +181,7 @@ class Initials:
             hello = tls.parse_handshake(data)
             if isinstance(hello, tls.Hello):
                 return hello
-            return Outcome.NEED_MORE if hello == tls.NEED_MORE else Outcome.NOT_QUIC
+            return _OF_HANDSHAKE.get(hello, Outcome.NOT_QUIC)
         return Outcome.NEED_MORE
 
     def _candidates(self, head: _Head) -> list[tuple[bytes, bytes]]:

@@ -1,6 +1,7 @@
 """The server name in a TLS ClientHello, over any split into records. Bytes in, a `Hello` out.
 
-Rule: any bytes give a `Hello`, NEED_MORE or None ("this is not TLS"), in linear time, and raise nothing.
+Rule: any bytes give a `Hello`, NEED_MORE, TOO_LONG or None ("this is not TLS"), in linear time, and raise nothing.
+What a server would read and we do not is TOO_LONG, never None: else a few octets of padding would hide a name.
 Sources: RFC 8446 4.1.2 and 5.1, RFC 6066 3, RFC 9849 (encrypted_client_hello, 0xfe0d).
 """
 
@@ -10,9 +11,12 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 NEED_MORE: Final = 0
+TOO_LONG: Final = 1
+"""A hello beyond our bounds: it cannot be decided, and the group's policy says what becomes of such."""
 MAX_HELLO: Final = 16 << 10
 """Octets of a ClientHello that are waited for; a post-quantum one has 1,900."""
-MAX_RECORDS: Final = 64
+MAX_RECORDS: Final = 1024
+"""OpenSSL reads a hello that comes in records of one octet, and empty ones between them."""
 _SERVER_NAME: Final = 0
 _ECH: Final = 0xFE0D
 _ECH_OCTETS: Final = b"\xfe\x0d"
@@ -49,8 +53,10 @@ def _parse_records(data: bytes) -> Hello | int | None:
             return NEED_MORE
         length = int.from_bytes(head[3:5], "big")
         records += 1
-        if not 0 < length <= 16384 + 256 or records > MAX_RECORDS:
+        if length > 16384 + 256:
             return None
+        if records > MAX_RECORDS:
+            return TOO_LONG
         hello += data[at + 5 : at + 5 + length]
         at += 5 + length
         if at >= len(data):
@@ -67,7 +73,7 @@ def parse_handshake(data: bytes) -> Hello | int | None:
         return NEED_MORE
     end = 4 + (data[1] << 16 | data[2] << 8 | data[3])
     if end > MAX_HELLO:
-        return None
+        return TOO_LONG
     return _client_hello(data, 4, end) if len(data) >= end else NEED_MORE
 
 

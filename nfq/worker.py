@@ -186,10 +186,13 @@ class _Sender:
             if (family, mark) in self._sockets:  # no right to it: in vain the first time, in vain now
                 return
             try:
-                link = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
+                # What goes to a client that is not there waits for its MAC in this socket's buffer: three seconds, if
+                # this blocked.
+                kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+                link = socket.socket(family, kind, socket.IPPROTO_RAW)
                 if mark:
                     link.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-            except PermissionError:
+            except OSError:  # of which PermissionError is the usual one
                 link = None
             self._sockets[family, mark] = link
             if link is None:

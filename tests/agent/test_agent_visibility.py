@@ -40,6 +40,31 @@ def test_a_name_nobody_asked_for_is_a_mismatch_once_we_have_listened_long_enough
     assert seen.settle(b"never", flow("doh.example", OTHER, at_ms=late)).agreement == Agreement.UNKNOWN
 
 
+def test_refusals_and_look_ups_without_their_name_say_nothing_of_what_was_asked_for() -> None:
+    """With a profile such as tr-5651, nothing but refusals leaves the DNS hook, while all flows are kept."""
+    seen = Visibility()
+    seen.learn(MAC, look_up("casino.example", SITE)._replace(verdict=1))
+    seen.learn(MAC, look_up("", SITE))
+    late = 1001 + SETTLED_MS
+    assert seen.settle(MAC, flow("www.example.org", OTHER, at_ms=late)).agreement == Agreement.UNKNOWN
+    assert seen.settle(MAC, flow("www.example.org", at_ms=late)).agreement == Agreement.UNKNOWN
+    unsure = flow("www.example.org", blind=Blind.ECH_UNSURE, at_ms=late)
+    assert seen.settle(MAC, unsure).blind == Blind.ECH_UNSURE
+    assert seen.settle(MAC, flow("", seen=Seen.NONE)).name == ""
+
+
+def test_who_has_asked_is_known_until_two_generations_later() -> None:
+    seen = Visibility()
+    seen.learn(MAC, look_up("www.example.org", SITE))
+    late = flow("doh.example", OTHER, at_ms=1001 + SETTLED_MS)
+    for turn in range(2):
+        assert seen.settle(MAC, late).agreement == Agreement.MISMATCH
+        for number in range(MAX_PAIRS):
+            seen.learn(b"other", look_up("n.example", turn.to_bytes(1, "big") + number.to_bytes(3, "big")))
+    seen.learn(b"other", look_up("n.example", bytes(4)))
+    assert seen.settle(MAC, late).agreement == Agreement.UNKNOWN
+
+
 def test_a_flow_without_a_name_gets_the_last_one_that_was_answered_for_its_address() -> None:
     seen = Visibility()
     for number in range(MAX_NAMES + 2):

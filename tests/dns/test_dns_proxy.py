@@ -63,6 +63,25 @@ def test_a_question_goes_up_an_answer_comes_down():
     assert (event.name, event.answers, event.cached, event.latency_ms) == ("www.example.org", (b"\1\2\3\4",), False, 50)
 
 
+def test_what_is_made_without_its_constructor_has_all_its_fields(monkeypatch):
+    """`tuple.__new__` counts nothing: a field that a record gains must be given here too, default or not."""
+    made = []
+
+    def checked(kind, values):
+        made.append(kind)
+        assert len(values) == len(kind._fields), kind
+        return tuple.__new__(kind, values)
+
+    monkeypatch.setattr("dns.proxy._new", checked)
+    monkeypatch.setattr("dns.wire._new", checked)
+    proxy = core()
+    ask(proxy)
+    answered(proxy, A4)
+    (event,) = proxy.events()
+    assert Dns(**event._asdict()) == event
+    assert {kind.__name__ for kind in made} == {"Dns", "Header", "Query", "Record", "_Waiter"}
+
+
 def test_two_who_ask_the_same_share_one_question():
     proxy = core()
     ask(proxy)

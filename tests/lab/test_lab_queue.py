@@ -13,9 +13,10 @@ import pytest
 
 from nfq.kernel import QueueState, read_queues
 from nfq.queue import config_message
-from tests.lab.lab import Lab
+from tests.lab.lab import ROOT, Lab
 from tests.lab.test_lab_life import wait_until_protecting
 from tests.lab.test_lab_venue import CURL
+from tests.nfq.test_nfq_parsers import client_hello, padded
 
 pytestmark = pytest.mark.lab
 
@@ -170,6 +171,77 @@ def test_a_listed_address_is_refused_at_the_first_packet_whatever_the_protocol(l
     assert "you asked" in lab.run("pupil1", f"{CURL} http://{neighbour}/").stdout
     rows = wait_for(lambda: lab.rows("--since", "20s", "--kind", "flow", "--verdict", "block"))
     assert {(row["dst"], row["reason"], row["rule"]) for row in rows} >= {(address, "rule", "rule:bad_net")}  # type: ignore[union-attr, attr-defined]
+
+
+FORGE = f"""
+import socket, sys
+sys.path.insert(0, {str(ROOT)!r})
+from nfq.packet import ACK, PSH
+from nfq.reset import _TCP, _whole
+link = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+request = b"GET / HTTP/1.1\\r\\nHost: www.casino.example\\r\\n\\r\\n"
+for number in range(600):
+    tcp = _TCP.pack(20000 + number, 80, 1, 1, 5 << 4, ACK | PSH, 65535, 0, 0) + request
+    packet = _whole(bytes((10, 20, 0, 100 + number % 100)), bytes((198, 51, 100, 21)), tcp)
+    link.sendto(packet, ("198.51.100.21", 0))
+"""
+
+
+def test_pages_for_clients_that_are_not_there_do_not_hold_the_worker(lab: Lab) -> None:
+    pid = lab.processes()["nfq/0"]
+    before = lab.status()["workers"]["nfq/0"]["blocked"]  # type: ignore[index, call-overload]
+    lab.run("pupil2", [sys.executable, "-I", "-c", FORGE], check=True)
+    begin = time.monotonic()
+    assert "you asked" in lab.run("pupil1", f"{CURL} http://198.51.100.22/").stdout
+    assert time.monotonic() - begin < 2.5  # a MAC is waited for three seconds long
+    wait_for(lambda: lab.status()["workers"]["nfq/0"]["blocked"] >= before + 500)  # type: ignore[index, call-overload, operator]
+    assert lab.processes()["nfq/0"] == pid
+
+
+SAY = """
+import socket, sys
+with socket.create_connection(("198.51.100.22", 443), timeout=2) as link:
+    link.sendall(bytes.fromhex(sys.stdin.read()))
+    try:
+        print("answered" if link.recv(100) else "closed")
+    except ConnectionResetError:
+        print("reset")
+"""
+
+
+@pytest.mark.parametrize("octets", [100, 6000, 14_000])
+def test_a_large_hello_in_one_packet_is_read_to_its_end(lab: Lab, octets: int) -> None:
+    # veth passes it on as one packet, as GRO makes one on a router.
+    for name, said in (("n1.example.org", "answered"), ("n1.casino.example", "reset")):
+        hello = padded(client_hello(name), octets)
+        assert lab.run("pupil1", [sys.executable, "-c", SAY], input=hello.hex()).stdout.strip() == said
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_of_workers(lab: Lab, seconds: float = 3) -> dict[str, float]:
+    workers = {name: pid for name, pid in lab.processes().items() if name.startswith(("dns/", "nfq/"))}
+    assert {"dns/0", "nfq/0"} <= workers.keys()
+    before = {name: cpu_s(pid) for name, pid in workers.items()}
+    time.sleep(seconds)
+    return {name: cpu_s(pid) - before[name] for name, pid in workers.items()}
+
+
+def test_a_worker_without_work_sleeps_with_an_agent_and_without(lab: Lab) -> None:
+    wait_until_protecting(lab)
+    taken = cpu_of_workers(lab)
+    assert max(taken.values()) < 0.2, taken
+    lab.kill("launch", signal.SIGSTOP)  # else there is another agent at once
+    try:
+        lab.kill("agent/0" if "agent/0" in lab.processes() else "agent")
+        taken = cpu_of_workers(lab)
+        assert max(taken.values()) < 0.2, taken
+    finally:
+        lab.kill("launch", signal.SIGCONT)
+    wait_until_protecting(lab)
 
 
 FLOOD = """

@@ -10,9 +10,10 @@ from nfq.hook import Hook, Mark, Now
 from nfq.packet import ACK, PSH, RST, SYN
 from policy.event import Blind, Flow, Seen
 from policy.verdict import ALLOWED, FOREVER, Decision, Reason, Treatment, Verdict
-from tests.nfq.test_nfq_parsers import HELLO, REQUEST
+from tests.nfq.test_nfq_parsers import HELLO, REQUEST, client_hello
 
 MAC = b"\2\0\0\0\0\1"
+NAMELESS = client_hello(None)
 BLOCKED = Decision(Verdict.BLOCK, Reason.CATEGORY, "list:ads")
 
 
@@ -99,6 +100,23 @@ def test_a_request_is_decided_by_its_path_and_recorded_without_its_query() -> No
     assert (record.method, record.name, record.path) == ("GET", "www.example.org", "/a/b")
 
 
+def test_a_path_written_otherwise_is_the_same_path_and_stands_on_record_as_it_was_sent() -> None:
+    for path in (b"/%61/b", b"//a/b", b"/x/../a/b"):
+        desk = Desk(b"www.example.org/a/b")
+        assert desk.receive(segment(REQUEST.replace(b"/a/b", path))) == Mark.BLOCK
+        assert desk.records[0].path == path.decode()
+
+
+def test_a_head_longer_than_what_is_waited_for_is_decided_by_the_groups_failure_rule() -> None:
+    for start in (b"GET /a HTTP/1.1\r\nX: ", b"GET /"):
+        head = start + b"x" * 17_000
+        for fail, mark in (("open", Mark.ALLOW), ("closed", Mark.BLOCK)):
+            desk = Desk(b"www.example.org", fail=fail)
+            marks = [desk.receive(segment(head[at : at + 3000], seq=1 + at)) for at in range(0, len(head), 3000)]
+            assert marks == [Mark.UNDECIDED] * 5 + [mark]
+            assert desk.records[0].blind == Blind.OVERLOAD
+
+
 def test_an_address_is_decided_where_the_name_says_nothing() -> None:
     desk = Desk(addresses=(bytes((192, 0, 2, 1)),))
     assert desk.receive(segment(HELLO)) == Mark.BLOCK
@@ -158,6 +176,37 @@ def test_a_syn_comes_up_for_a_listed_address_only_and_is_decided_by_it() -> None
     desk = Desk(addresses=(bytes((192, 0, 2, 1)),))
     assert desk.receive(segment(b"", flags=SYN)) == Mark.BLOCK
     assert (desk.records[0].reason, desk.records[0].name) == (Reason.ADDRESS, "")
+
+
+def test_a_syn_in_the_midst_of_a_hello_does_not_hide_it() -> None:
+    for fail, mark in (("open", Mark.ALLOW), ("closed", Mark.BLOCK)):
+        desk = Desk(b"www.example.org", fail=fail)
+        desk.receive(segment(HELLO[:100], seq=100))
+        desk.receive(segment(b"", seq=7_000_000, flags=SYN))
+        assert desk.receive(segment(HELLO[100:], seq=200)) == mark
+        assert [record.blind for record in desk.records] == [Blind.TRUNCATED]
+    desk = Desk(b"www.example.org")
+    desk.receive(segment(HELLO[:100], seq=100, flags=SYN))  # TCP Fast Open
+    desk.receive(segment(b"", seq=100, flags=SYN))  # and once more without
+    assert desk.receive(segment(HELLO[100:], seq=201)) == Mark.BLOCK
+    assert len(desk.records) == 1
+
+
+def test_each_flow_without_a_name_is_counted_as_such() -> None:
+    desk = Desk()
+    for sport in (40000, 40001, 40002):
+        assert desk.receive(segment(NAMELESS, sport=sport)) == Mark.ALLOW
+    assert [record.blind for record in desk.records] == [Blind.NO_SNI] * 3
+    assert desk.hook.counters["no_name"] == 3
+
+
+def test_records_made_without_their_constructor_have_all_fields() -> None:
+    desk = Desk()
+    for sport in (40000, 40001):  # the second on the shortest way
+        desk.receive(segment(HELLO, sport=sport))
+    desk.receive(segment(REQUEST, sport=40002))
+    assert [len(record) for record in desk.records] == [len(Flow._fields)] * 3
+    assert desk.records[1] == desk.records[0]._replace(sport=40001)
 
 
 def test_a_flow_in_crumbs_is_decided_by_the_groups_failure_rule() -> None:

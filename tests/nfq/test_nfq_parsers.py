@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq import http, tls, udp
-from nfq.flow import MAX_HELD, MAX_OCTETS, MAX_PENDING, NEAR, PENDING_S, Flows, Pending, Stream
+from nfq.flow import MAX_DECIDED, MAX_HELD, MAX_OCTETS, MAX_PARTS, MAX_PENDING, NEAR, PENDING_S, Flows, Pending, Stream
 from nfq.hook import look
 from nfq.packet import ACK, PSH, TCP, UDP, ends_of, parse
 from nfq.page import MAX_ANSWER, Pages
@@ -75,6 +75,38 @@ def test_a_hello_over_several_records(size: int) -> None:
         assert tls.parse(data[:length]) == tls.NEED_MORE
 
 
+def records_of(handshake: bytes, size: int) -> bytes:
+    parts = [handshake[at : at + size] for at in range(0, len(handshake), size)]
+    return b"".join(b"\x16\3\1" + struct.pack("!H", len(part)) + part for part in parts)
+
+
+EMPTY = b"\x16\3\1\0\0"
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (EMPTY + HELLO, b"www.example.org"),
+        (records_of(HELLO[5:9], 4) + EMPTY + records_of(HELLO[9:], 2000), b"www.example.org"),
+        (records_of(HELLO[5:], 1), b"www.example.org"),
+        (records_of(padded(HELLO, 1200)[5:], 1), b""),
+        (records_of(padded(HELLO, 17_000)[5:], 16_000), b""),
+        (EMPTY * (tls.MAX_RECORDS + 1) + HELLO, b""),
+    ],
+    ids=["empty first", "empty between", "one octet each", "large, one octet each", "17 kB", "many empty"],
+)
+def test_what_a_server_reads_is_read_or_cannot_be_decided_but_is_never_taken_for_no_tls(
+    data: bytes, name: bytes
+) -> None:
+    found = tls.parse(data)
+    assert found == (tls.Hello(name, False) if name else tls.TOO_LONG)
+    stream = Stream(1)
+    stream.add(1, data[:MAX_OCTETS])
+    sight = look(stream)
+    assert sight is not None
+    assert (sight.name, sight.blind) == ((name, Blind.NOT_BLIND) if name else (b"", Blind.OVERLOAD))
+
+
 @pytest.mark.parametrize("hello", [HELLO, LARGE], ids=["plain", "large"])
 def test_split_in_two_at_every_octet_in_both_orders(hello: bytes) -> None:
     for cut in range(1, len(hello)):
@@ -135,6 +167,47 @@ def test_overlapping_segments_that_agree_are_one() -> None:
 )
 def test_requests(data: bytes, host: bytes, path: str, method: str) -> None:
     assert http.parse(data) == http.Request(method, host, path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\r\n\r\nGET /a HTTP/1.1",  # RFC 9112 2.2
+        b"\nGET /a HTTP/1.1",
+        b"GET /a HTTP/1.1 ",  # RFC 9112 3, and so on
+        b"GET\t/a\tHTTP/1.1",
+        b" GET  /a \x0b HTTP/1.1",
+    ],
+)
+def test_a_request_line_that_lenient_servers_take_is_a_request_from_its_first_octet_on(line: bytes) -> None:
+    data = line + b"\r\nHost: example.org\r\n\r\n"
+    assert http.parse(data) == http.Request("GET", b"example.org", "/a")
+    for length in range(1, data.index(b"example.org") + 11):
+        assert http.parse(data[:length]) == http.NEED_MORE, data[:length]
+
+
+@pytest.mark.parametrize(
+    ("path", "resolved"),
+    [
+        ("/a/b", "/a/b"),
+        ("/%61/%7e%2F%zz%6", "/a/~%2F%zz%6"),
+        ("//a///b//", "/a/b/"),
+        ("/x/../a/./b/.", "/a/b/"),
+        ("/../../a", "/a"),
+        ("/%2e%2e/a", "/a"),
+        ("/.well-known/x", "/.well-known/x"),
+        ("/", "/"),
+        ("", ""),
+        ("*", "*"),
+    ],
+)
+def test_the_path_that_a_server_looks_up(path: str, resolved: str) -> None:
+    assert http.resolve(path) == resolved
+
+
+@given(st.text(alphabet="/.%2eEfF4a\xb2\u0664"))
+def test_any_path_is_resolved_and_grows_by_no_more_than_its_slash(path: str) -> None:
+    assert len(http.resolve(path)) <= len(path) + 1
 
 
 def test_two_hosts_that_disagree_are_ambiguous_and_two_that_agree_are_not() -> None:
@@ -283,10 +356,37 @@ def test_the_octets_of_half_open_flows_are_bounded_all_together() -> None:
         pending = Pending(0.0, b"", Stream(0), None)
         flows.begin(number.to_bytes(12, "big"), pending)
         pending.stream.add(0, bytes(MAX_OCTETS))  # type: ignore[union-attr]
-        flows.grew(MAX_OCTETS)
+        flows.grew(pending.size)
         if flows.is_crowded:
             flows.expire(1.0)
     assert flows.held == sum(pending.size for pending in flows.pending.values()) <= MAX_HELD
+
+
+def test_parts_of_one_octet_count_as_what_they_take() -> None:
+    flows = Flows()
+    taken = 0
+    for number in range(200):
+        pending = Pending(0.0, b"", Stream(0), None)
+        flows.begin(number.to_bytes(12, "big"), pending)
+        for at in range(MAX_PARTS):
+            assert not pending.is_full
+            pending.stream.add(2 * at, b"x" * (at % 2))  # type: ignore[union-attr]
+        assert pending.is_full
+        flows.grew(pending.size)
+        taken += 1
+        if flows.is_crowded:
+            break
+    assert taken < 100
+    assert len(flows.expire(1.0)) == 1
+
+
+def test_verdicts_given_on_the_shortest_way_are_bounded_too() -> None:
+    flows = Flows()
+    for round_of in range(3):
+        for number in range(MAX_DECIDED):
+            flows.decided[b"%d %d" % (round_of, number)] = 1
+        flows.expire(0.5)
+        assert len(flows.decided) + len(flows.older) <= MAX_DECIDED
 
 
 def test_what_still_comes_of_a_flow_that_was_given_up_gets_its_mark() -> None:

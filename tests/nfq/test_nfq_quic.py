@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nfq import quic, tls
 from nfq.aes import Aes, CryptographyAes, LibcryptoAes, find_aes
+from nfq.flow import Pending
 from nfq.quic import Budget, Initials, Outcome
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "nfq"
@@ -189,6 +190,21 @@ def test_decryption_is_bounded_per_flow_per_client_and_per_second() -> None:
     assert sum(budget.spend(bytes((n,)), 0.7) for n in range(100)) == 28
     assert budget.spend(b"greedy", 1.0)
     assert read(Initials(AES), seal(V1, b"12345678", plain), Budget(0)) == Outcome.OVERLOAD
+
+
+def test_a_hello_in_crumbs_is_not_waited_for() -> None:
+    pending = Pending(0.0, b"", None, Initials(AES))
+    assert pending.initials is not None
+    for packet in range(2):
+        plain = b"".join(b"\6" + (0x4001 + 2 * at + 600 * packet).to_bytes(2, "big") + b"\1x" for at in range(300))
+        assert not pending.is_full
+        assert read(pending.initials, seal(V1, CID, plain, packet)) == Outcome.NEED_MORE
+    assert pending.is_full
+
+
+def test_a_hello_that_is_too_long_cannot_be_decided_and_is_not_taken_for_something_else() -> None:
+    hello = b"\1" + (tls.MAX_HELLO + 1).to_bytes(3, "big") + handshake(b"www.example.org")[4:]
+    assert read(Initials(AES), seal(V1, CID, crypto(0, hello).ljust(1100, b"\0"))) == Outcome.OVERLOAD
 
 
 def test_without_aes_nothing_is_read_and_it_is_said() -> None:
