@@ -94,6 +94,14 @@ class Claim(NamedTuple):
     """The access controller that holds it."""
 
 
+class Former(NamedTuple):
+    """A session that has ended. Times in CLOCK_BOOTTIME ms; `ended_ms`: when the end was known, not last seen."""
+
+    session: str
+    login_ms: int
+    ended_ms: int
+
+
 class Open:
     """A session that goes on. Times in CLOCK_BOOTTIME ms; those before this boot are negative."""
 
@@ -171,6 +179,8 @@ class Sessions:
         self._left: dict[bytes, int] = {}
         """Addresses that were given back, and until when the neighbour table may still name their last holder."""
         self._ended: OrderedDict[str, int] = OrderedDict()
+        self._former: OrderedDict[bytes, Former] = OrderedDict()
+        """MAC -> its last session that has ended, for records that come after its end."""
         self._closed: list[Open] = []
         self._tokens = float(STRANGERS_BURST)
         self._filled_ms = 0
@@ -288,10 +298,14 @@ class Sessions:
             known = self._of_mac.get(mac)
             return known.session if known is not None and known.login_ms <= at_ms else ""
         session = self.whose(address, at_ms)
-        if not session:
-            if mac:
+        if not session and mac:
+            # Records do not come in order: a flow's waits for the look-up that led to it, and a login may overtake it.
+            session = self._of_device(mac, at_ms)
+            if session in self._open or mac not in self._of_mac:
                 self.join(mac, address, "traffic", at_ms)
-            return self.whose(address, at_ms) or self._soon(address, at_ms)
+            session = self.whose(address, at_ms) or session
+        if not session:
+            return self._soon(address, at_ms)
         self._saw(session, at_ms)
         return session
 
@@ -448,6 +462,10 @@ class Sessions:
     def _end(self, found: Open, cause: str, now_ms: int) -> None:
         found.cause, found.logout_ms = cause, found.seen_ms
         del self._open[found.session]
+        if found.mac:
+            self._former[found.mac] = Former(found.session, found.login_ms, now_ms)
+            if len(self._former) > MAX_ENDED:
+                self._former.popitem(last=False)
         self._forget_mac(found)
         for address in found.addresses:
             self._hold(address, "", now_ms)
@@ -474,6 +492,16 @@ class Sessions:
         found = self._open.get(session)
         if found is not None and at_ms > found.seen_ms:
             found.seen_ms, found.away_ms = at_ms, 0
+
+    def _of_device(self, mac: bytes, at_ms: int) -> str:
+        """The session that a device had at a moment: the present one, or the one just before it."""
+        present, former = self._of_mac.get(mac), self._former.get(mac)
+        if present is not None and present.login_ms <= at_ms:
+            return present.session
+        if former is not None and former.login_ms <= at_ms <= former.ended_ms:
+            return former.session
+        is_soon = present is not None and present.login_ms - at_ms < DISORDER_MS
+        return present.session if present is not None and is_soon and RANK[present.source] <= FIRST_LOGIN else ""
 
     def _soon(self, address: bytes, at_ms: int) -> str:
         """A device's session that was begun by a later record of two that came in the other order."""

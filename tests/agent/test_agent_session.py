@@ -55,6 +55,20 @@ def test_two_users_one_after_the_other_and_a_late_record_of_the_first() -> None:
     assert (begun.account, begun.cause, begun.login_ms) == ("ben", "", 200)
 
 
+def test_an_address_first_heard_of_in_a_late_record_is_of_who_had_the_device_then() -> None:
+    sessions, fresh, other = table(), b"\x20\1" + bytes(13) + b"\1", b"\x20\1" + bytes(13) + b"\2"
+    sessions.login(Claim("desk", ANN, (), "ann"), 100)
+    assert sessions.attribute(IP1, ANN, 150) == "s1"
+    sessions.login(Claim("desk", ANN, (), "ben"), 200)
+    assert sessions.attribute(fresh, ANN, 180) == "s1", "the flow waited, and ben was quicker"
+    assert sessions.attribute(fresh, ANN, 220) == "s2"
+    # Two records of one address, the later one first.
+    assert sessions.attribute(other, ANN, 260) == "s2"
+    assert sessions.attribute(other, ANN, 240) == "s2"
+    assert sessions.attribute(other, ANN, 190) == "s1"
+    assert sessions.attribute(other, ANN, 90) == "", "before anybody's login it is nobody's"
+
+
 def test_an_end_is_where_it_was_last_seen_and_never_now() -> None:
     sessions = table()
     found = sessions.login(Claim("desk", ANN, (IP1,), "ann"), 0)
