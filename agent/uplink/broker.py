@@ -27,6 +27,8 @@ SESSION_S: Final = 7 * 86400
 """How long a broker keeps orders for a device that is away."""
 MAX_INBOUND: Final = 256
 """Messages taken in and not looked at yet."""
+MAX_PACKET: Final = 256 << 10
+"""Octets of one MQTT packet that comes: twice what may be in one. A packet may announce 256 MB (MQTT 5, 2.1.4)."""
 TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
 """Of Linux' tcp.h: give a connection up whose data nobody acknowledges."""
 
@@ -126,13 +128,22 @@ class Broker:
         return int(info.rc) in (mqtt.MQTT_ERR_SUCCESS, mqtt.MQTT_ERR_NO_CONN)
 
     def work(self) -> None:
-        """Read, write, keep alive. Raises: LinkError when the connection is over."""
+        """Read, write, keep alive. Raises: LinkError when the connection is over, or the broker does not speak MQTT."""
+        try:
+            self._work()
+        except (LinkError, OSError):
+            raise
+        except Exception as error:  # paho raises whatever its parser stumbles over: a dozen types, by version
+            raise LinkError(f"{self._host}: says what is no MQTT: {error!r:.120}") from None
+
+    def _work(self) -> None:
         client = self._client
         sock = client.socket()
         if sock is not None:
             before = len(self.inbound)
             for _ in range(MAX_INBOUND):
                 code = client.loop_read()
+                self._check_size()
                 if code or len(self.inbound) - before >= MAX_INBOUND or not _has_more(client.socket()):
                     break
             if client.socket() is not None and client.want_write():
@@ -141,6 +152,13 @@ class Broker:
             client.loop_misc()
         if client.socket() is None or self._broken:
             raise LinkError(self._broken or "the connection broke")
+
+    def _check_size(self) -> None:
+        """paho gathers a packet of any length in memory before it looks at it."""
+        packet = getattr(self._client, "_in_packet", None)
+        announced = packet.get("remaining_length", 0) if isinstance(packet, dict) else 0
+        if announced > MAX_PACKET:
+            raise LinkError(f"{self._host}: sends a packet of {announced} octets, more than {MAX_PACKET}")
 
     def flush(self) -> None:
         """Write what waits, as far as the socket takes it."""
@@ -171,6 +189,7 @@ class Broker:
             if self.version == 5:
                 properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho has none here
                 properties.SessionExpiryInterval = 0 if login.clean else SESSION_S
+                properties.MaximumPacketSize = MAX_PACKET
                 client.connect(*server, keepalive=login.keepalive_s, clean_start=login.clean, properties=properties)
             else:
                 client.connect(*server, keepalive=login.keepalive_s)

@@ -262,11 +262,9 @@ class Uplink:
                 for reply in self._orders.receive(payload):
                     self._answer(reply)
                 return
-            acks = wire.read(payload)
+            acks = wire.read_acks(payload)
         except MessageError as error:
             _say(f"from the centre: {error}")
-            return
-        if not isinstance(acks, wire.Acks):
             return
         place = self._delivery.acknowledged(acks.done)
         for identity in acks.plain:

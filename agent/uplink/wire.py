@@ -34,6 +34,8 @@ MAX_WHOLE: Final = 32 << 20
 MAX_NUMBER: Final = 1 << 62
 """Beyond all numbers of records and milliseconds; with all records of a message added, still 63 bits."""
 MAX_BATCHES: Final = 4096
+MAX_ITEMS: Final = MAX_BATCHES
+"""Of one array. msgpack makes room for as many as are announced: in arrays within arrays, 5 octets each time."""
 MAX_URGENT: Final = 512
 ID_SIZE: Final = 8
 RING_SIZE: Final = 8
@@ -239,6 +241,17 @@ def read(payload: bytes, limit: int = MAX_MESSAGE) -> Message:
         raise MessageError(f"message {kind}: {error!r:.200}") from None
 
 
+def read_acks(payload: bytes) -> Acks:
+    """What comes down on topic `ack`: nothing else is looked into, and so nothing unpacked. Raises: MessageError."""
+    fields = unpack_map(payload)
+    if fields.get("k") != "ack":
+        raise MessageError(f"message: expected ack, got {fields.get('k')!r:.40}")
+    try:
+        return _read_acks(fields)
+    except (TypeError, ValueError) as error:
+        raise MessageError(f"message ack: {error!r:.200}") from None
+
+
 def unpack_map(payload: bytes, limit: int = MAX_MESSAGE) -> dict[str, Any]:
     """A map of this version. Raises: MessageError."""
     if len(payload) > limit:
@@ -251,7 +264,7 @@ def unpack_map(payload: bytes, limit: int = MAX_MESSAGE) -> dict[str, Any]:
             unicode_errors="surrogatepass",
             max_bin_len=limit,
             max_str_len=limit,
-            max_array_len=limit,
+            max_array_len=MAX_ITEMS,
             max_map_len=4096,
         )
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,50 @@ def test_one_that_refuses_us_is_no_reason_for_an_older_version() -> None:
     with answering(b"\x20\x03\0\x87\0") as server, pytest.raises(LinkError, match="Not authorized") as caught:
         Broker(server, Login("a/b", tls=False), [], version=5)
     assert not isinstance(caught.value, UnsupportedVersionError)
+
+
+HELLO_5, HELLO_4 = b"\x20\x03\0\0\0", b"\x20\x02\0\0"
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"\x30\x05\0\x02\xff\xfe\0",
+        b"\x30\x06\0\x01a\x03\x01\x02\x03",
+        b"\x30\x00",
+        b"\x90\x01\0",
+        b"\x40\x01\0",
+        b"\xe0\x7f" + bytes(127),
+        b"\x00\x00",
+        b"\xff" * 64,
+    ],
+    ids=["topic no text", "properties cut", "no topic", "suback cut", "puback cut", "goodbye of zeros", "kind 0", "ff"],
+)
+@pytest.mark.parametrize("version", [5, 4])
+def test_one_that_speaks_no_mqtt_ends_the_connection_and_nothing_else(version: int, rubbish: bytes) -> None:
+    hello = HELLO_5 if version == 5 else HELLO_4
+    with answering(hello + rubbish) as server, pytest.raises(LinkError):
+        link = Broker(server, Login("a/b", tls=False), [], version=version)
+        deadline = time.monotonic() + 0.3  # what can be read as nothing harmful is let be
+        while time.monotonic() < deadline:
+            link.work()
+            time.sleep(0.02)
+        link.abandon()
+        raise LinkError("it was let be")
+
+
+@pytest.mark.parametrize("version", [5, 4])
+def test_one_that_announces_more_than_memory_holds_is_let_go_before_it_has_sent_it(version: int) -> None:
+    hello = HELLO_5 if version == 5 else HELLO_4
+    with (
+        answering(hello + b"\x30\xff\xff\xff\x7f\0\x01a" + bytes(200_000)) as server,
+        pytest.raises(LinkError, match="sends a packet of 268435455 octets, more than 262144"),
+    ):
+        link = Broker(server, Login("a/b", tls=False), [], version=version)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            link.work()
+            time.sleep(0.02)
 
 
 def test_one_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

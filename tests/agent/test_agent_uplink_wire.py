@@ -1,6 +1,7 @@
 """Messages of the uplink: what is written is read, and what is not a message raises nothing but MessageError."""
 
 import random
+import tracemalloc
 import zlib
 
 import msgpack
@@ -175,3 +176,19 @@ def test_a_batch_is_what_zlib_makes_of_it_again() -> None:
     """What the packed form rests on; where it does not hold, the receiver asks for batches as they are stored."""
     for row in batches().rows:
         assert zlib.compress(zlib.decompress(row.data), 4) == row.data
+
+
+def test_what_comes_down_costs_a_router_little_whoever_sends_it() -> None:
+    """Neither room for what arrays announce within each other, nor anything unpacked: those are for the centre."""
+    nested = b"\x82\xa1v\x01\xa1k" + b"\xdd\x00\x01\xff\x00" * 900
+    bomb = MESSAGES["packed"]
+    tracemalloc.start()
+    try:
+        for payload in (nested, bomb):
+            with pytest.raises(MessageError):
+                wire.read_acks(payload)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    acks = Acks((b"12345678",), (), (b"87654321",))
+    assert wire.read_acks(wire.write(acks)) == acks
