@@ -31,6 +31,8 @@ MAX_PLAIN: Final = 16 << 20
 """Octets of batches that were packed together, unpacked: 128 KiB of LZMA may say 100 times as much, not more."""
 MAX_WHOLE: Final = 32 << 20
 """Octets of a message that comes in parts. The ring lets 200,000 records wait for a storage that is away: 2 MB."""
+MAX_SEGMENT: Final = 256 << 20
+"""Octets of a sealed segment's file: it has 1.5 million records at most. The receiver puts it together in memory."""
 MAX_NUMBER: Final = 1 << 62
 """Beyond all numbers of records and milliseconds; with all records of a message added, still 63 bits."""
 MAX_BATCHES: Final = 4096
@@ -359,7 +361,7 @@ def _read_piece(fields: Mapping[str, Any]) -> Piece:
     )
     if len(piece.root) != 32 or not piece.data or piece.offset + len(piece.data) > piece.size:
         raise ValueError("a piece that is not within its file")
-    if piece.size > 1 << 30 or piece.next_seq < piece.first_seq:
+    if piece.size > MAX_SEGMENT or piece.next_seq < piece.first_seq:
         raise ValueError("a segment that is larger than any, or ends before it begins")
     return piece
 
