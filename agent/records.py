@@ -28,6 +28,8 @@ from storage.store import Note
 from storage.writer import Ring
 
 FOR_EVER_MS: Final = 1 << 46
+MAX_S: Final = 1 << 40
+"""Beyond all seconds that are asked for."""
 _KINDS: Final = {kind.__name__.lower(): kind for kind in TAG_OF}
 
 
@@ -245,6 +247,7 @@ def _text(request: Request, name: str) -> str:
 
 def _number(request: Request, name: str, default: float) -> float:
     value = request.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"request: {name}: expected a number, got {value!r}")
+    # JSON as Python reads it has Infinity and NaN, too, of which no milliseconds can be made.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_S:
+        raise ConfigError(f"request: {name}: expected a number, got {value!r:.40}")
     return float(value)
