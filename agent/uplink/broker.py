@@ -89,6 +89,9 @@ class Broker:
         """Something came since this was last set to False."""
         self.unanswered_s = 0.0
         """Monotonic second at which the first was sent that nothing has come after; 0: there is none. The caller's."""
+        self._aliases: dict[str, int] = {}
+        """Topics that the broker knows by a number. Of this connection, as everything here."""
+        self._most_aliases = 0
         self._code: Any = None
         self._granted: Any = None
         self._broken = ""
@@ -120,12 +123,25 @@ class Broker:
         """Select for writing, too."""
         return bool(self._client.want_write())
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
-        """False: paho's queue is full; later."""
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, is_often: bool = False
+    ) -> bool:
+        """False: paho's queue is full; later. `is_often`: the topic is said once, then a number (MQTT 5, 3.3.2.3.4)."""
         if qos and not self.unanswered_s:
             self.unanswered_s = time.monotonic()
-        info = self._client.publish(topic, payload, qos=qos, retain=retain)
-        return int(info.rc) in (mqtt.MQTT_ERR_SUCCESS, mqtt.MQTT_ERR_NO_CONN)
+        more: dict[str, Any] = {}
+        known = self._aliases.get(topic)
+        alias = known or len(self._aliases) + 1
+        if is_often and alias <= self._most_aliases:
+            more["properties"] = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            more["properties"].TopicAlias = alias
+        else:
+            known = None
+        info = self._client.publish("" if known else topic, payload, qos=qos, retain=retain, **more)
+        is_taken = int(info.rc) in (mqtt.MQTT_ERR_SUCCESS, mqtt.MQTT_ERR_NO_CONN)
+        if more and is_taken:
+            self._aliases[topic] = alias
+        return is_taken
 
     def work(self) -> None:
         """Read, write, keep alive. Raises: LinkError when the connection is over, or the broker does not speak MQTT."""
@@ -252,6 +268,8 @@ class Broker:
     # paho's two generations call these with different numbers of arguments.
     def _on_connect(self, client: object, data: object, flags: object, code: Any, *rest: object) -> None:
         self._code = code
+        properties = rest[0] if rest and self.version == 5 else None
+        self._most_aliases = int(getattr(properties, "TopicAliasMaximum", 0))
 
     def _on_disconnect(self, client: object, data: object, *rest: Any) -> None:
         # 1.6: (code) or (code, properties); 2.x: (flags, code, properties)

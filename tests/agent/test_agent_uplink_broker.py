@@ -11,6 +11,7 @@ import pytest
 
 from agent.uplink import broker
 from agent.uplink.broker import Broker, LinkError, Login, UnsupportedVersionError
+from tests.bench._uplink_wire import Wire
 from tests.lab.broker import Centre, Device, Mosquitto, running, wait_until
 
 
@@ -101,6 +102,35 @@ def test_one_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(broker, "CONNECT_S", 0.3)
     with answering(b"") as server, pytest.raises(LinkError, match="no answer"):
         Broker(server, Login("a/b", tls=False), [], version=5)
+
+
+@pytest.mark.parametrize("version", [5, 4])
+def test_a_topic_that_comes_often_is_said_once_where_the_broker_can_remember_it(tmp_path: Path, version: int) -> None:
+    mosquitto = Mosquitto(tmp_path / "mosquitto", None)
+    topics = [f"gatehouse/v1/venue/device/{what}" for what in ("records", "state")]
+    with running(mosquitto), Wire(mosquitto.port) as wire:
+        ear = Broker(("127.0.0.1", mosquitto.port), Login("ear", tls=False), [("gatehouse/#", 1)], version=version)
+        link = Broker(("127.0.0.1", wire.port), Login("a/b", tls=False), [], version=version)
+        sizes = []
+        for number in range(4):
+            before = wire.octets
+            assert link.publish(topics[0], b"%d" % number, is_often=True)
+            assert link.publish(topics[1], b"%d" % number)
+            deadline = time.monotonic() + 5
+            while len(ear.inbound) < 2 * number + 2 and time.monotonic() < deadline:
+                link.work()
+                ear.work()
+                time.sleep(0.02)
+            time.sleep(0.1)
+            link.work()
+            sizes.append(wire.octets - before)
+        assert [(one.topic, one.payload) for one in ear.inbound] == [
+            (topic, b"%d" % number) for number in range(4) for topic in topics
+        ]
+        saved = len(topics[0]) if version == 5 else 0
+        assert sizes[3] == sizes[0] - saved
+        link.close()
+        ear.close()
 
 
 def test_with_mqtt_3_1_1_everything_arrives_too(tmp_path: Path) -> None:

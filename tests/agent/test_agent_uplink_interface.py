@@ -108,6 +108,10 @@ def check_payload(topic: str, payload: bytes) -> str:
         fields = wire.unpack_map(octets)
     assert fields["k"] in channel["messages"]
     check(fields["k"], fields)
+    if fields["k"] == "urgent":  # and what the rows in it say, as maps
+        urgent = wire.read(payload)
+        assert isinstance(urgent, wire.Urgent)
+        check("urgent", {"v": 1, "k": "urgent", **urgent._asdict()})
     return str(fields["k"])
 
 
