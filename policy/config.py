@@ -273,7 +273,7 @@ class UplinkConfig(NamedTuple):
     """MQTT `5`, `3.1.1`, or `auto`: 5, and 3.1.1 where the broker does not know it."""
     keepalive_s: int = 30
     heartbeat_s: int = 60
-    live_s: int = 120
+    live_s: int = 300
     """How long accesses may wait, to go together; blocks, sessions and maintenance go at once."""
     urgent_s: int = 3600
     """After an outage, blocks and sessions of so long ago go before everything else."""

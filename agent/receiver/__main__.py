@@ -91,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     order.add_argument("--by", default=os.environ.get("USER", ""), help="who gives it, for the record")
     order.add_argument("--wait", type=float, default=30.0, help="seconds")
+    order.add_argument(
+        "--valid", type=float, default=3600.0, help="seconds after which it is not to be obeyed any more"
+    )
+    order.add_argument("--device-key", default="", help="the router's public key: only what it signed is an answer")
+    order.add_argument("--data", default="", help="or the receiver's directory, which knows that key")
     order.add_argument("of", help="VENUE/DEVICE")
     order.add_argument("kind", help="status, self-test, config, query, reboot, policy")
     order.add_argument("arguments", nargs="*", help="NAME=VALUE; for config SECTION.OPTION=VALUE")
@@ -221,10 +226,10 @@ def run_devices(options: argparse.Namespace) -> int:
     for heard in store.devices():
         ago = f"{now - heard.received_ms / 1000:.0f} s ago" if heard.received_ms else "never"
         beat = heard.heartbeat
-        why = "; ".join(beat.get("why", ()))
-        print(
-            f"{heard.venue}/{heard.device}: {heard.state or '?'}, heard {ago}, {beat.get('state', '?')} {why}".rstrip()
-        )
+        why = beat.get("why", ())
+        text = "; ".join(map(str, why)) if isinstance(why, tuple | list) else ""
+        said = f"{heard.state or '?'}, heard {ago}, {beat.get('state', '?')} {text}".rstrip()
+        print(f"{heard.venue}/{heard.device}: {_harmless(said)}")
     return 0
 
 
@@ -234,7 +239,8 @@ def run_alarms(options: argparse.Namespace) -> int:
         begin, end = _time(alarm.exact_from_ms or alarm.from_ms), _time(alarm.exact_to_ms or alarm.to_ms)
         is_open = is_open or not alarm.to_ms
         print(
-            f"{alarm.number:>5} {alarm.venue}/{alarm.device} {alarm.kind} from {begin} to {end or 'now'}: {alarm.text}"
+            f"{alarm.number:>5} {alarm.venue}/{alarm.device} {alarm.kind} from {begin} to {end or 'now'}: "
+            f"{_harmless(alarm.text)}"
         )
     return 1 if is_open else 0
 
@@ -265,12 +271,7 @@ def run_query(options: argparse.Namespace) -> int:
 
 
 def run_enrol(options: argparse.Namespace) -> int:
-    try:
-        public = bytes.fromhex(options.public_key)
-    except ValueError:
-        public = b""
-    if len(public) != 32:
-        raise ConfigError(f"enrol: expected 64 hexadecimal digits, got {options.public_key!r}")
+    public = _public_key(options.public_key)
     store = SqliteStore(options.data)
     store.set_key(_topics(options.of), public, enrolled=True)
     store.commit()
@@ -287,10 +288,13 @@ def run_order(options: argparse.Namespace) -> int:
             raise ConfigError(f"order: expected NAME=VALUE, got {word!r}")
         arguments[name] = float(value) if name in ("since_s", "until_s") else value
     given: Mapping[str, Any] = {"set": arguments} if options.kind == "config" else arguments
-    secret = Secret(options.sign_with)
-    with Operator(_server(options), _login(options), secret) as operator:
-        found = False
-        for reply in operator.order(_topics(options.of), options.kind, given, options.by, wait_s=options.wait):
+    secret, topics = Secret(options.sign_with), _topics(options.of)
+    keys = _device_keys(options, topics)
+    if keys is None:
+        _say("without --device-key or --data the broker could make up an answer")
+    with Operator(_server(options), _login(options), secret, keys) as operator:
+        found, until_s = False, int(time.time() + options.valid)
+        for reply in operator.order(topics, options.kind, given, options.by, wait_s=options.wait, expires_s=until_s):
             for row in reply.get("rows", ()):
                 print(json.dumps(row, ensure_ascii=False, default=repr))
             if reply.get("last"):
@@ -304,6 +308,29 @@ def run_key(options: argparse.Namespace) -> int:
 
     print(make_key(options.path))
     return 0
+
+
+def _public_key(text: str) -> bytes:
+    try:
+        public = bytes.fromhex(text)
+    except ValueError:
+        public = b""
+    if len(public) != 32:
+        raise ConfigError(f"a router's public key: expected 64 hexadecimal digits, got {text!r}")
+    return public
+
+
+def _device_keys(options: argparse.Namespace, topics: Topics) -> dict[bytes, bytes] | None:
+    """What a router's answers may be signed with, by number; None: nobody has said."""
+    if options.device_key:
+        public = _public_key(options.device_key)
+        return {public[:8]: public}
+    if not options.data:
+        return None
+    streams = [one for one in SqliteStore(options.data).streams() if one[1:3] == topics and one.public_key]
+    # Where somebody has entered a key, one that was merely seen is nothing to go by.
+    enrolled = [one for one in streams if one.is_enrolled]
+    return {one.ring: one.public_key for one in enrolled or streams}
 
 
 def _server(options: argparse.Namespace) -> tuple[str, int]:
@@ -322,6 +349,11 @@ def _topics(text: str) -> Topics:
     if not wire.is_name(venue) or not wire.is_name(device):
         raise ConfigError(f"expected VENUE/DEVICE, got {text!r}")
     return Topics(venue, device)
+
+
+def _harmless(text: str) -> str:
+    """What a device said, for a terminal: nothing that would move its cursor, or colour another router's line."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _time(ms: int) -> str:

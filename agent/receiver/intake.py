@@ -134,27 +134,30 @@ class Intake:
         after = self._store.before_at(stream, message.next_seq)
         if after and after != message.link:
             self._alarm(topics, "chain", now_ms, f"record {message.next_seq}: does not follow what comes before it")
-        new = 0
+        new, conflict = 0, 0
         for batch in batches:
-            new += self._keep(topics, stream, batch, payload, now_ms)
+            if not self._store.overlaps(stream, batch.first_seq, batch.next_seq):
+                self._keep(topics, stream, batch, now_ms)
+                new += 1
+            elif not self._is_here(stream, batch):
+                conflict = conflict or batch.first_seq
+        if conflict:
+            self._store.set_aside(stream, payload, "conflict")
+            self._alarm(topics, "conflict", now_ms, f"record {conflict}: another batch of this number came")
         self.counters["doubles"] += not new
         self._check_anchors(topics, stream, message.first_seq, message.next_seq, now_ms)
         return [Answer(topics, done=identity)]
 
-    def _keep(self, topics: Topics, stream: Stream, batch: Batch, payload: bytes, now_ms: int) -> bool:
-        """One batch, unless it is here, as itself or in its sealed segment."""
-        if self._store.overlaps(stream, batch.first_seq, batch.next_seq):
-            present = self._store.covering(stream, batch.first_seq)
-            try:
-                if isinstance(present, Batch) and (present.first_seq, present.link) != (batch.first_seq, batch.link):
-                    self._store.set_aside(stream, payload, "conflict")
-                    self._alarm(
-                        topics, "conflict", now_ms, f"record {batch.first_seq}: another batch of this number came"
-                    )
-            finally:
-                if isinstance(present, Sealed):
-                    present.close()
-            return False
+    def _is_here(self, stream: Stream, batch: Batch) -> bool:
+        """All of this batch, as itself or in its sealed segment."""
+        present = self._store.batch_at(stream, batch.first_seq)
+        if present is not None:
+            return (present.first_seq, present.link) == (batch.first_seq, batch.link)
+        sealed = self._store.sealed_at(stream, batch.first_seq)
+        return sealed is not None and sealed[0] == batch.segment and sealed[1] >= batch.next_seq
+
+    def _keep(self, topics: Topics, stream: Stream, batch: Batch, now_ms: int) -> None:
+        """One batch that is not here."""
         try:
             columns = unpack(batch.row.data)
             if len(columns) != batch.row.records:
@@ -169,7 +172,6 @@ class Intake:
                 self._explain(topics, event, batch.row.wall_ms - batch.row.mono_ms)
         self._store.add_batch(stream, batch)
         self.counters["records"] += batch.row.records
-        return True
 
     def _compare_urgent(
         self, topics: Topics, stream: Stream, batch: Batch, events: Callable[[], Any], now_ms: int
@@ -189,14 +191,10 @@ class Intake:
 
     def _piece(self, topics: Topics, piece: Piece, identity: bytes, now_ms: int) -> list[Answer]:
         stream, done = self._store.stream(topics, piece.ring), Answer(topics, done=identity)
-        present = self._store.covering(stream, piece.first_seq)
-        if isinstance(present, Sealed):
-            is_here = present.number == piece.segment and present.next_seq == piece.next_seq
-            present.close()
-            if is_here:
-                self.counters["doubles"] += 1
-                self._store.drop_pieces(stream, piece.root)
-                return [done]
+        if self._store.sealed_at(stream, piece.first_seq) == (piece.segment, piece.next_seq):
+            self.counters["doubles"] += 1
+            self._store.drop_pieces(stream, piece.root)
+            return [done]
         octets = self._store.add_piece(stream, piece.root, piece.size, piece.offset, piece.data)
         if octets is None:
             return [done]
@@ -225,6 +223,8 @@ class Intake:
             is_signed = bool(stream.public_key) and self._verify(stream.public_key, sealed.root, sealed.signature)
             if stream.public_key and not is_signed:
                 self._alarm(topics, "signature", now_ms, f"segment {piece.segment}: not signed by this router's key")
+                if self._store.overlaps(stream, sealed.first_seq, sealed.next_seq):
+                    raise CorruptError(f"segment {piece.segment}: not signed, so it replaces nothing that is here")
             before = self._store.link_at(stream, sealed.first_seq)
             if before and before != sealed.before:
                 self._alarm(topics, "chain", now_ms, f"segment {piece.segment}: does not follow the one before it")
@@ -295,9 +295,10 @@ class Intake:
         assert isinstance(mono_ms, int)
         assert isinstance(every_s, int)
         assert isinstance(wall_ms, int)
-        last = self._store.heard(topics)
-        if last is not None and last.heartbeat.get("boot") == boot and last.heartbeat.get("mono_ms", 0) >= mono_ms:
-            return  # sent twice by the broker, or shown again by somebody
+        if not 0 <= mono_ms < wire.MAX_NUMBER or not boot.isascii() or len(boot) > 64:
+            raise MessageError("heartbeat: expected a time since boot, and the name of one")
+        if not self._store.is_next_beat(topics, boot, mono_ms):
+            return  # sent twice by the broker, or shown again by somebody: of this boot, or of one long ago
         self.counters["heartbeats"] += 1
         self._store.add_heartbeat(topics, now_ms, min(max(every_s, 1), 86_400), fields)
         self._store.close_alarm(topics, "silent", now_ms)

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from agent.uplink.broker import Broker, Login, UnsupportedVersionError
 from agent.uplink.order import Order, write_order
-from agent.uplink.signed import split
+from agent.uplink.signed import open_sealed, split
 from agent.uplink.wire import Topics, unpack_map
 from policy.bundle import PublicKey, public_key_text
 from policy.errors import ConfigError, MessageError
-from policy.signature import public_key, sign
+from policy.signature import public_key, sign, verify
 
 
 class Secret:
@@ -76,7 +76,11 @@ def make_key(path: str) -> str:
 class Operator:
     """One connection."""
 
-    def __init__(self, server: tuple[str, int], login: Login, secret: Secret) -> None:
+    def __init__(
+        self, server: tuple[str, int], login: Login, secret: Secret, keys: Mapping[bytes, bytes] | None = None
+    ) -> None:
+        """`keys` of the devices, by number: an answer that none of them has signed is none. None: all are believed."""
+        self._keys = keys
         self._server, self._login, self._secret = server, login._replace(clean=True), secret
         self._link: Broker | None = None
 
@@ -112,7 +116,7 @@ class Operator:
             link.work()
             inbound, link.inbound[:] = list(link.inbound), []
             for message in inbound:
-                reply = _reply_in(message.payload)
+                reply = self._reply_in(message.payload)
                 if reply is not None and reply.get("number") == number:
                     yield reply
                     if reply.get("last"):
@@ -128,10 +132,12 @@ class Operator:
                 self._link = Broker(self._server, self._login, wanted, version=4)
         return self._link
 
-
-def _reply_in(payload: bytes) -> Mapping[str, Any] | None:
-    try:
-        octets, _, _ = split(payload)
-        return unpack_map(octets)
-    except MessageError:
-        return None
+    def _reply_in(self, payload: bytes) -> Mapping[str, Any] | None:
+        try:
+            if self._keys is None:
+                octets, _, _ = split(payload)
+            else:
+                octets, _ = open_sealed(b"reply", payload, self._keys, verify)
+            return unpack_map(octets)
+        except MessageError:
+            return None

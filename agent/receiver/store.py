@@ -21,6 +21,8 @@ BUSY_S: Final = 30.0
 """How long another receiver on the same file is waited for."""
 MAX_PIECES: Final = 64 << 20
 """Octets of unfinished segments of one device; beyond it the oldest go, and are sent again."""
+MAX_ASIDE: Final = 256 << 20
+"""Octets that are kept of what one device sent and cannot be right: the first of it tells what happened."""
 HEARTBEATS_MS: Final = 30 * 86_400_000
 """How long heartbeats are kept."""
 
@@ -91,7 +93,8 @@ class Store(Protocol):
     def set_key(self, topics: Topics, public_key: bytes, *, enrolled: bool) -> Stream: ...
     def link_at(self, stream: Stream, seq: int) -> bytes: ...
     def before_at(self, stream: Stream, seq: int) -> bytes: ...
-    def covering(self, stream: Stream, seq: int) -> Batch | Sealed | None: ...
+    def batch_at(self, stream: Stream, seq: int) -> Batch | None: ...
+    def sealed_at(self, stream: Stream, seq: int) -> tuple[int, int] | None: ...
     def overlaps(self, stream: Stream, first_seq: int, next_seq: int) -> bool: ...
     def add_batch(self, stream: Stream, batch: Batch) -> None: ...
     def add_piece(self, stream: Stream, whole: bytes, size: int, offset: int, data: bytes) -> bytes | None: ...
@@ -113,6 +116,7 @@ class Store(Protocol):
     def alarms(self) -> list[Alarm]: ...
     def add_heartbeat(self, topics: Topics, received_ms: int, every_s: int, fields: Mapping[str, Any]) -> None: ...
     def set_state(self, topics: Topics, state: str) -> None: ...
+    def is_next_beat(self, topics: Topics, boot: str, mono_ms: int) -> bool: ...
     def heard(self, topics: Topics) -> Heard | None: ...
     def devices(self) -> list[Heard]: ...
     def add_reply(self, topics: Topics, received_ms: int, payload: bytes) -> None: ...
@@ -149,6 +153,8 @@ CREATE TABLE IF NOT EXISTS device(venue TEXT NOT NULL, device TEXT NOT NULL, rec
     PRIMARY KEY(venue, device)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS heartbeat(venue TEXT NOT NULL, device TEXT NOT NULL, received_ms INT NOT NULL,
     payload BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS boot(id INTEGER PRIMARY KEY, venue TEXT NOT NULL, device TEXT NOT NULL, boot TEXT NOT NULL,
+    mono_ms INT NOT NULL, UNIQUE(venue, device, boot));
 CREATE INDEX IF NOT EXISTS heartbeat_by_time ON heartbeat(received_ms);
 CREATE TABLE IF NOT EXISTS reply(venue TEXT NOT NULL, device TEXT NOT NULL, received_ms INT NOT NULL,
     payload BLOB NOT NULL);
@@ -226,20 +232,23 @@ class SqliteStore:
                 return bytes(row[0])
         return b""
 
-    def covering(self, stream: Stream, seq: int) -> Batch | Sealed | None:
-        """What record `seq` is in. Raises: CorruptError, too."""
+    def batch_at(self, stream: Stream, seq: int) -> Batch | None:
+        """The batch that record `seq` is in, unless it is here in a sealed segment, or not at all."""
         row = self._one(
             f"{_BATCH} WHERE stream = ? AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1", (stream.number, seq)
         )
-        if row is not None and row[1] + row[3] > seq:
-            return _batch(row)
+        return _batch(row) if row is not None and row[1] + row[3] > seq else None
+
+    def sealed_at(self, stream: Stream, seq: int) -> tuple[int, int] | None:
+        """The sealed segment that record `seq` is in: its number, and one past its last record.
+
+        From the book, not from the file: one that is damaged here must not keep others from coming in.
+        """
         row = self._one(
             "SELECT segment, next_seq FROM sealed WHERE stream = ? AND first_seq <= ? ORDER BY first_seq DESC LIMIT 1",
             (stream.number, seq),
         )
-        if row is not None and row[1] > seq:
-            return Sealed(self.path_of(stream, row[0]), row[0])
-        return None
+        return (int(row[0]), int(row[1])) if row is not None and row[1] > seq else None
 
     def overlaps(self, stream: Stream, first_seq: int, next_seq: int) -> bool:
         """Is anything of these records here?"""
@@ -409,7 +418,11 @@ class SqliteStore:
         return found
 
     def set_aside(self, stream: Stream, payload: bytes, why: str) -> None:
-        """What cannot be right is kept as it came, for whoever looks into the alarm."""
+        """What cannot be right is kept as it came, for whoever looks into the alarm; so much of one device."""
+        sql = "SELECT total(length(payload)) FROM aside JOIN stream ON stream.id = aside.stream"
+        row = self._one(f"{sql} WHERE venue = ? AND device = ?", (stream.venue, stream.device))
+        if row is not None and row[0] + len(payload) > MAX_ASIDE:
+            return
         self._run("INSERT INTO aside VALUES(?,?,?)", (stream.number, payload, _clean(why)))
 
     # --- how devices are ----------------------------------------------------------------------------------------
@@ -457,6 +470,20 @@ class SqliteStore:
         )
         self._run("INSERT INTO heartbeat VALUES(?,?,?,?)", (*topics, received_ms, packed))
         self._run("DELETE FROM heartbeat WHERE received_ms < ?", (received_ms - HEARTBEATS_MS,))
+
+    def is_next_beat(self, topics: Topics, boot: str, mono_ms: int) -> bool:
+        """Does it come after all that were taken? False: it was, or is of a boot that another has followed."""
+        sql = "SELECT id, boot, mono_ms FROM boot WHERE venue = ? AND device = ?"
+        same = self._one(f"{sql} AND boot = ?", (*topics, boot))
+        last = self._one(f"{sql} ORDER BY id DESC LIMIT 1", topics)
+        if same is not None and (same[0] != last[0] or same[2] >= mono_ms):
+            return False
+        self._run(
+            "INSERT INTO boot(venue, device, boot, mono_ms) VALUES(?,?,?,?) "
+            "ON CONFLICT DO UPDATE SET mono_ms=excluded.mono_ms",
+            (*topics, boot, mono_ms),
+        )
+        return True
 
     def set_state(self, topics: Topics, state: str) -> None:
         """What the broker says of it."""

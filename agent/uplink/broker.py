@@ -27,6 +27,8 @@ SESSION_S: Final = 7 * 86400
 """How long a broker keeps orders for a device that is away."""
 MAX_INBOUND: Final = 256
 """Messages taken in and not looked at yet."""
+MAX_PACKET: Final = 256 << 10
+"""Octets of one MQTT packet that comes: twice what may be in one. A packet may announce 256 MB (MQTT 5, 2.1.4)."""
 TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", 18)
 """Of Linux' tcp.h: give a connection up whose data nobody acknowledges."""
 
@@ -87,6 +89,9 @@ class Broker:
         """Something came since this was last set to False."""
         self.unanswered_s = 0.0
         """Monotonic second at which the first was sent that nothing has come after; 0: there is none. The caller's."""
+        self._aliases: dict[str, int] = {}
+        """Topics that the broker knows by a number. Of this connection, as everything here."""
+        self._most_aliases = 0
         self._code: Any = None
         self._granted: Any = None
         self._broken = ""
@@ -118,21 +123,43 @@ class Broker:
         """Select for writing, too."""
         return bool(self._client.want_write())
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
-        """False: paho's queue is full; later."""
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, is_often: bool = False
+    ) -> bool:
+        """False: paho's queue is full; later. `is_often`: the topic is said once, then a number (MQTT 5, 3.3.2.3.4)."""
         if qos and not self.unanswered_s:
             self.unanswered_s = time.monotonic()
-        info = self._client.publish(topic, payload, qos=qos, retain=retain)
-        return int(info.rc) in (mqtt.MQTT_ERR_SUCCESS, mqtt.MQTT_ERR_NO_CONN)
+        more: dict[str, Any] = {}
+        known = self._aliases.get(topic)
+        alias = known or len(self._aliases) + 1
+        if is_often and alias <= self._most_aliases:
+            more["properties"] = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            more["properties"].TopicAlias = alias
+        else:
+            known = None
+        info = self._client.publish("" if known else topic, payload, qos=qos, retain=retain, **more)
+        is_taken = int(info.rc) in (mqtt.MQTT_ERR_SUCCESS, mqtt.MQTT_ERR_NO_CONN)
+        if more and is_taken:
+            self._aliases[topic] = alias
+        return is_taken
 
     def work(self) -> None:
-        """Read, write, keep alive. Raises: LinkError when the connection is over."""
+        """Read, write, keep alive. Raises: LinkError when the connection is over, or the broker does not speak MQTT."""
+        try:
+            self._work()
+        except (LinkError, OSError):
+            raise
+        except Exception as error:  # paho raises whatever its parser stumbles over: a dozen types, by version
+            raise LinkError(f"{self._host}: says what is no MQTT: {error!r:.120}") from None
+
+    def _work(self) -> None:
         client = self._client
         sock = client.socket()
         if sock is not None:
             before = len(self.inbound)
             for _ in range(MAX_INBOUND):
                 code = client.loop_read()
+                self._check_size()
                 if code or len(self.inbound) - before >= MAX_INBOUND or not _has_more(client.socket()):
                     break
             if client.socket() is not None and client.want_write():
@@ -141,6 +168,13 @@ class Broker:
             client.loop_misc()
         if client.socket() is None or self._broken:
             raise LinkError(self._broken or "the connection broke")
+
+    def _check_size(self) -> None:
+        """paho gathers a packet of any length in memory before it looks at it."""
+        packet = getattr(self._client, "_in_packet", None)
+        announced = packet.get("remaining_length", 0) if isinstance(packet, dict) else 0
+        if announced > MAX_PACKET:
+            raise LinkError(f"{self._host}: sends a packet of {announced} octets, more than {MAX_PACKET}")
 
     def flush(self) -> None:
         """Write what waits, as far as the socket takes it."""
@@ -171,6 +205,7 @@ class Broker:
             if self.version == 5:
                 properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho has none here
                 properties.SessionExpiryInterval = 0 if login.clean else SESSION_S
+                properties.MaximumPacketSize = MAX_PACKET
                 client.connect(*server, keepalive=login.keepalive_s, clean_start=login.clean, properties=properties)
             else:
                 client.connect(*server, keepalive=login.keepalive_s)
@@ -233,6 +268,8 @@ class Broker:
     # paho's two generations call these with different numbers of arguments.
     def _on_connect(self, client: object, data: object, flags: object, code: Any, *rest: object) -> None:
         self._code = code
+        properties = rest[0] if rest and self.version == 5 else None
+        self._most_aliases = int(getattr(properties, "TopicAliasMaximum", 0))
 
     def _on_disconnect(self, client: object, data: object, *rest: Any) -> None:
         # 1.6: (code) or (code, properties); 2.x: (flags, code, properties)

@@ -140,10 +140,13 @@ class Delivery:
 
     def acknowledged(self, ids: Iterable[bytes]) -> int | None:
         """The centre has these on its disk. Returns the place up to which it has everything, if that has moved."""
+        late = {unit.id: unit for unit in self._waiting if unit.id} if self._waiting else {}
         for identity in ids:
-            unit = self._out.get(identity)
+            unit = self._out.get(identity) or late.pop(identity, None)
             if unit is None:
-                continue  # said twice, or of before a reconnect
+                continue  # said twice, or of what was begun anew
+            if not unit.is_out:  # on a slow line it was given up too early: it need not go again
+                self._waiting.remove(unit)
             self._forget(unit)
             self.counters["acknowledged"] += 1
             for held in self._held:

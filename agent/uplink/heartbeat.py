@@ -14,7 +14,7 @@ from agent.uplink.wire import pack_map
 
 THERMAL: Final = "/sys/class/thermal"
 MAX_ZONES: Final = 8
-CARRIED: Final = ("blind", "sessions", "profile")
+CARRIED: Final = ("visibility", "sessions", "legal")
 """Parts of the status that go along whole, where they are there: the blind-spot meter among them."""
 CAPACITY: Final = (
     "segments",

@@ -134,7 +134,7 @@ class Orders:
         try:
             done = self._kinds[order.kind](order)
             yield from self._answered(order, done)
-        except (GatehouseError, OSError, ValueError, TypeError, KeyError) as error:
+        except (GatehouseError, OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
             text = str(error) or repr(error)
             self._note("order", what, f"failed: {text}", detail, actor=actor)
             yield Reply(self._reply(order.number, "failed", text))
@@ -340,9 +340,13 @@ class Orders:
 def _described(order: Order) -> str:
     """The arguments, for the record: octets by their number only."""
     said = {
-        name: f"{len(value)} octets" if isinstance(value, bytes) else value for name, value in order.arguments.items()
+        str(name): f"{len(value)} octets" if isinstance(value, bytes) else value
+        for name, value in order.arguments.items()
     }
-    return json.dumps(said, ensure_ascii=False, default=str)[:500]
+    try:
+        return json.dumps(said, ensure_ascii=False, default=str)[:500]
+    except (TypeError, ValueError, RecursionError):  # a map in it whose names are octets
+        return str(said)[:500]
 
 
 def _with_option(sections: list[Section], kind: str, option: str, value: str) -> list[Section]:

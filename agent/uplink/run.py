@@ -40,6 +40,8 @@ MAX_UNSAID: Final = 64
 """Notes for the maintenance log that wait for an agent that is away; the last are kept."""
 GROUP_BYTES: Final = 96 << 10
 """Octets of batches, as stored, that are packed into one message."""
+JOINED_BYTES: Final = 192 << 10
+"""The same where nothing hurries, and their tables are joined: half of it is left."""
 
 
 class Uplink:
@@ -262,11 +264,9 @@ class Uplink:
                 for reply in self._orders.receive(payload):
                     self._answer(reply)
                 return
-            acks = wire.read(payload)
+            acks = wire.read_acks(payload)
         except MessageError as error:
             _say(f"from the centre: {error}")
-            return
-        if not isinstance(acks, wire.Acks):
             return
         place = self._delivery.acknowledged(acks.done)
         for identity in acks.plain:
@@ -316,7 +316,7 @@ class Uplink:
             self._publish_urgent(link, records[:half], now)
             self._publish_urgent(link, records[half:], now)
             return
-        link.publish(self.topics.of("records"), payload)
+        link.publish(self.topics.of("records"), payload, is_often=True)
         self._urgent_sent += len(records)
         self._delivery.spend(len(payload), now)
 
@@ -341,7 +341,7 @@ class Uplink:
             if waiting <= 0 or (waiting < LIVE_RECORDS and now < self._take_at):
                 return
             self._take_at = now + self._settings.live_s
-            if not self._take():
+            if not self._take(is_live=waiting < LIVE_RECORDS):
                 return
 
     def _held(self) -> int:
@@ -349,20 +349,20 @@ class Uplink:
         loads = [one.records for one in self._files.values()] + [one.records for one in self._bodies.values()]
         return sum(loads)
 
-    def _take(self) -> bool:
+    def _take(self, *, is_live: bool) -> bool:
         rows: list[Mapping[str, Any]] = list(self._ask("take", bytes=TAKE_BYTES))
         group: list[Mapping[str, Any]] = []
         size = 0
         for row in rows:
             octets = len(row.get("data", "")) * 3 // 4
-            is_full = size + octets > GROUP_BYTES or len(group) >= wire.MAX_BATCHES
+            is_full = size + octets > (JOINED_BYTES if is_live else GROUP_BYTES) or len(group) >= wire.MAX_BATCHES
             if group and (row["kind"] != "batch" or is_full or not _follows(group[-1], row)):
-                self._put_batches(group)
+                self._put_batches(group, is_live)
                 group, size = [], 0
             match row["kind"]:
                 case "batch":
                     if not group and (self._last_link == b"" or self._last_seq != row["first_seq"]):
-                        self._put_batches([row])  # what is before it is not known: it goes alone
+                        self._put_batches([row], is_live)  # what is before it is not known: it goes alone
                     else:
                         group.append(row)
                         size += octets
@@ -375,10 +375,10 @@ class Uplink:
                     self._put_body(wire.write(missing), missing.next_seq, 0, None)
                     self._last_link = b""
         if group:
-            self._put_batches(group)
+            self._put_batches(group, is_live)
         return bool(rows)
 
-    def _put_batches(self, rows: list[Mapping[str, Any]]) -> None:
+    def _put_batches(self, rows: list[Mapping[str, Any]], is_live: bool) -> None:
         first, last = rows[0], rows[-1]
         before = self._last_link if self._last_seq == first["first_seq"] else b""
         packed = tuple(
@@ -401,7 +401,7 @@ class Uplink:
             packed,
         )
         self._last_link, self._last_seq = batches.link, last["next_seq"]
-        payload = wire.write_batches(batches, as_stored=self._as_stored)
+        payload = wire.write_batches(batches, as_stored=self._as_stored, joined=is_live)
         self._put_body(payload, batches.next_seq, batches.next_seq - batches.first_seq, batches)
 
     def _put_body(self, payload: bytes, next_seq: int, records: int, batches: Batches | None) -> None:
@@ -448,7 +448,7 @@ class Uplink:
                 self._is_begun = False
                 self._poll_at = 0.0
                 return
-            if not link.publish(self.topics.of("records"), payload):
+            if not link.publish(self.topics.of("records"), payload, is_often=True):
                 return
             self._delivery.sent(send, identify(payload), len(payload), now)
             link.flush()

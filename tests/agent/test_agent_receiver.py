@@ -71,9 +71,9 @@ def batch(first_seq: int, before: bytes, names: list[str], link: bytes = b"", *,
     return Batches(RING, 1, first_seq, BOOT, before, link or true, (row,))
 
 
-def heartbeat(next_seq: int, head: bytes, mono_ms: int = 5000, secret: bytes = SECRET) -> bytes:
+def heartbeat(next_seq: int, head: bytes, mono_ms: int = 5000, secret: bytes = SECRET, boot: object = BOOT) -> bytes:
     public = public_key(secret)
-    fields: dict[str, object] = {"k": "heartbeat", "number": 1, "wall_ms": NOW, "mono_ms": mono_ms, "boot": BOOT}
+    fields: dict[str, object] = {"k": "heartbeat", "number": 1, "wall_ms": NOW, "mono_ms": mono_ms, "boot": boot}
     fields |= {"public_key": public, "every_s": 60, "clock": "synced"}
     fields["chain"] = {"segment": 1, "next_seq": next_seq, "head": head}
     return seal(b"heartbeat", pack_map(fields), lambda octets: sign(secret, octets), public[:8])
@@ -151,6 +151,31 @@ def test_a_heartbeat_is_believed_if_it_is_signed_and_new(tmp_path: Path) -> None
     assert side.store.devices()[0].received_ms == NOW + 60_000
 
 
+def test_a_heartbeat_of_an_earlier_boot_hides_no_silence(tmp_path: Path) -> None:
+    """Whoever keeps the heartbeats of two boots could show them in turn for ever."""
+    side = Side(tmp_path)
+    told = [heartbeat(1, chain.START, mono_ms, boot=boot) for boot in ("first", "second") for mono_ms in (5000, 65_000)]
+    for number, payload in enumerate(told):
+        side.give(payload, "heartbeat", NOW + number)
+    for number in range(4, 40):
+        side.give(told[number % 4], "heartbeat", NOW + number * 10_000)
+    side.give(heartbeat(1, chain.START, 70_000, boot="first"), "heartbeat", NOW + 400_000)  # held back until now
+    assert side.store.devices()[0].received_ms == NOW + 3
+    assert side.intake.handle_timer(NOW + 400_000) == [TOPICS]
+    side.give(heartbeat(1, chain.START, 10, boot="third"), "heartbeat", NOW + 500_000)
+    assert side.store.devices()[0].received_ms == NOW + 500_000
+
+
+@pytest.mark.parametrize("boot", ["\ud800", "x" * 65, 7])
+def test_a_boot_that_is_none_stops_nothing(tmp_path: Path, boot: object) -> None:
+    side = Side(tmp_path)
+    side.give(heartbeat(1, chain.START, boot=boot), "heartbeat")
+    side.give(heartbeat(1, chain.START, mono_ms=1 << 63), "heartbeat")
+    assert set(side.alarms()) == {"damaged"}
+    side.give(heartbeat(1, chain.START), "heartbeat")
+    assert side.store.devices()[0].received_ms == NOW
+
+
 def test_another_key_is_an_alarm_and_where_one_was_entered_it_is_refused(tmp_path: Path) -> None:
     for enrolled in (False, True):
         side = Side(tmp_path / str(enrolled))
@@ -205,6 +230,76 @@ def test_a_segment_that_does_not_come_together_is_asked_for_again_and_then_set_a
     assert give(other, bytes(bad))[-1].done
     assert other.alarms() == ["damaged"]
     assert not any(name.endswith(".tmp") for _, _, names in os.walk(tmp_path / "other") for name in names)
+
+
+@pytest.mark.parametrize(("first_seq", "count"), [(1, 3), (2, 2), (4, 1), (1, 9)])
+def test_a_batch_that_overlaps_what_is_here_is_never_dropped_without_a_word(
+    tmp_path: Path, first_seq: int, count: int
+) -> None:
+    side = Side(tmp_path)
+    side.give(wire.write_batches(batch(3, b"b" * 16, ["c.example", "d.example"])))
+    other = batch(first_seq, b"a" * 16, ["x.example"] * count)
+    assert side.give(wire.write_batches(other, as_stored=True))[0].done
+    assert "conflict" in side.alarms()
+    assert side.store._one("SELECT count(*) FROM aside", ()) == (1,)
+    assert side.records() == 2
+
+
+def test_what_is_set_aside_of_one_device_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.receiver.store.MAX_ASIDE", 10_000)
+    side = Side(tmp_path)
+    for number in range(100):
+        side.give(b"rubbish %d " % number + bytes(1000))
+    assert 1 <= side.store._one("SELECT count(*) FROM aside", ())[0] <= 9
+
+
+def sealed_day(directory: Path) -> tuple[Piece, bytes, bytes, list[Batches]]:
+    """The first segment of a ring: as a message without octets, its octets, its router's key, what it is made of."""
+    fill(directory / "ring", 4000)
+    secret = (directory / "ring" / "ring.key").read_bytes()
+    number = numbers_in(str(directory / "ring"))[0]
+    path = path_of(str(directory / "ring"), number)
+    octets, sealed = Path(path).read_bytes(), Sealed(path, number)
+    ring = public_key(secret)[:8]
+    piece = Piece(
+        ring, number, sealed.first_seq, sealed.next_seq, int(sealed.level), sealed.root, len(octets), 0, octets
+    )
+    half = batch(sealed.first_seq, chain.START, ["a.example", "b.example"])
+    sealed.close()
+    return piece, octets, secret, [half._replace(ring=ring, segment=number)]
+
+
+def test_a_segment_that_is_not_signed_replaces_nothing(tmp_path: Path) -> None:
+    piece, _, secret, (own,) = sealed_day(tmp_path)
+    for is_known in (True, False):
+        side = Side(tmp_path / str(is_known))
+        side.intake = Intake(side.store, check=lambda _key, octets, _signature: len(octets) != 32)  # no root's holds
+        if is_known:
+            side.give(heartbeat(1, b"", secret=secret), "heartbeat")
+            link = chain.link(
+                chain.START, piece.segment, own.first_seq, 2, Sample(BOOT, 1000, NOW, True), own.rows[0].data
+            )
+            side.give(wire.write_batches(own._replace(link=link), as_stored=True))
+            assert side.records() == 2
+        answers = [side.give(wire.write(piece))[-1] for _ in range(3)]
+        if is_known:
+            assert [bool(answer.again) for answer in answers] == [True, True, False]
+            assert side.records() == 2, "what came with the chain is still here"
+            assert "signature" in side.alarms()
+        else:
+            assert answers[0].done, "no key is known yet: its signature is looked at when there is one"
+            assert side.records() > 2
+
+
+def test_a_file_that_is_damaged_at_the_centre_keeps_nothing_else_from_coming_in(tmp_path: Path) -> None:
+    piece, _, _, (own,) = sealed_day(tmp_path)
+    side = Side(tmp_path / "centre")
+    assert side.give(wire.write(piece))[0].done
+    (stream,) = side.store.streams()
+    Path(side.store.path_of(stream, piece.segment)).write_bytes(b"rubbish")
+    for payload in (wire.write(piece), wire.write_batches(own, as_stored=True), wire.write_batches(own)):
+        (answer,) = side.give(payload)
+        assert answer.done or answer.plain
 
 
 def test_numbers_and_texts_that_no_database_takes_are_refused_or_made_harmless(tmp_path: Path) -> None:

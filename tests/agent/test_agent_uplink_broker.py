@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from agent.uplink import broker
 from agent.uplink.broker import Broker, LinkError, Login, UnsupportedVersionError
+from tests.bench._uplink_wire import Wire
 from tests.lab.broker import Centre, Device, Mosquitto, running, wait_until
 
 
@@ -52,10 +54,83 @@ def test_one_that_refuses_us_is_no_reason_for_an_older_version() -> None:
     assert not isinstance(caught.value, UnsupportedVersionError)
 
 
+HELLO_5, HELLO_4 = b"\x20\x03\0\0\0", b"\x20\x02\0\0"
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"\x30\x05\0\x02\xff\xfe\0",
+        b"\x30\x06\0\x01a\x03\x01\x02\x03",
+        b"\x30\x00",
+        b"\x90\x01\0",
+        b"\x40\x01\0",
+        b"\xe0\x7f" + bytes(127),
+        b"\x00\x00",
+        b"\xff" * 64,
+    ],
+    ids=["topic no text", "properties cut", "no topic", "suback cut", "puback cut", "goodbye of zeros", "kind 0", "ff"],
+)
+@pytest.mark.parametrize("version", [5, 4])
+def test_one_that_speaks_no_mqtt_ends_the_connection_and_nothing_else(version: int, rubbish: bytes) -> None:
+    hello = HELLO_5 if version == 5 else HELLO_4
+    with answering(hello + rubbish) as server, pytest.raises(LinkError):
+        link = Broker(server, Login("a/b", tls=False), [], version=version)
+        deadline = time.monotonic() + 0.3  # what can be read as nothing harmful is let be
+        while time.monotonic() < deadline:
+            link.work()
+            time.sleep(0.02)
+        link.abandon()
+        raise LinkError("it was let be")
+
+
+@pytest.mark.parametrize("version", [5, 4])
+def test_one_that_announces_more_than_memory_holds_is_let_go_before_it_has_sent_it(version: int) -> None:
+    hello = HELLO_5 if version == 5 else HELLO_4
+    with (
+        answering(hello + b"\x30\xff\xff\xff\x7f\0\x01a" + bytes(200_000)) as server,
+        pytest.raises(LinkError, match="sends a packet of 268435455 octets, more than 262144"),
+    ):
+        link = Broker(server, Login("a/b", tls=False), [], version=version)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            link.work()
+            time.sleep(0.02)
+
+
 def test_one_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker, "CONNECT_S", 0.3)
     with answering(b"") as server, pytest.raises(LinkError, match="no answer"):
         Broker(server, Login("a/b", tls=False), [], version=5)
+
+
+@pytest.mark.parametrize("version", [5, 4])
+def test_a_topic_that_comes_often_is_said_once_where_the_broker_can_remember_it(tmp_path: Path, version: int) -> None:
+    mosquitto = Mosquitto(tmp_path / "mosquitto", None)
+    topics = [f"gatehouse/v1/venue/device/{what}" for what in ("records", "state")]
+    with running(mosquitto), Wire(mosquitto.port) as wire:
+        ear = Broker(("127.0.0.1", mosquitto.port), Login("ear", tls=False), [("gatehouse/#", 1)], version=version)
+        link = Broker(("127.0.0.1", wire.port), Login("a/b", tls=False), [], version=version)
+        sizes = []
+        for number in range(4):
+            before = wire.octets
+            assert link.publish(topics[0], b"%d" % number, is_often=True)
+            assert link.publish(topics[1], b"%d" % number)
+            deadline = time.monotonic() + 5
+            while len(ear.inbound) < 2 * number + 2 and time.monotonic() < deadline:
+                link.work()
+                ear.work()
+                time.sleep(0.02)
+            time.sleep(0.1)
+            link.work()
+            sizes.append(wire.octets - before)
+        assert [(one.topic, one.payload) for one in ear.inbound] == [
+            (topic, b"%d" % number) for number in range(4) for topic in topics
+        ]
+        saved = len(topics[0]) if version == 5 else 0
+        assert sizes[3] == sizes[0] - saved
+        link.close()
+        ear.close()
 
 
 def test_with_mqtt_3_1_1_everything_arrives_too(tmp_path: Path) -> None:

@@ -55,6 +55,28 @@ def test_what_is_not_acknowledged_goes_again_later_and_later() -> None:
     assert waits == [ACK_S, 2 * ACK_S, 4 * ACK_S, 8 * ACK_S, 300.0, 300.0]
 
 
+@pytest.mark.parametrize("how", ["too late", "over a new connection"])
+def test_an_acknowledgement_that_comes_late_counts_before_it_is_sent_again(how: str) -> None:
+    """A line of 64 kbit/s needs a minute for a window: what it has carried must not go twice."""
+    delivery = Delivery(lambda: 0.0)
+    for number in range(2):
+        delivery.put(Load(number, 10 * (number + 1), 100, 100))
+    while (send := delivery.next_send(0.0)) is not None:
+        delivery.sent(send, b"%d" % send.load.number, 100, 0.0)
+    if how == "too late":
+        delivery.handle_timer(2 * ACK_S)
+    else:
+        delivery.disconnected()
+    assert delivery.acknowledged([b"0", b"0"]) == 10
+    send = delivery.next_send(2 * ACK_S)
+    assert send is not None
+    assert send.load.number == 1
+    assert delivery.acknowledged([b"1"]) == 20
+    assert delivery.is_idle
+    assert delivery.next_send(2 * ACK_S) is None
+    assert delivery.counters["again"] == 0
+
+
 def test_the_window_bounds_what_is_under_way_and_the_cap_how_fast() -> None:
     delivery = Delivery(lambda: 0.0, window=1000, bytes_s=500)
     for number in range(5):

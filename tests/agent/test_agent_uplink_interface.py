@@ -14,9 +14,11 @@ import yaml
 from agent.receiver.orders import Operator, Secret, make_key
 from agent.uplink import wire
 from agent.uplink.broker import Broker, Login
+from agent.uplink.heartbeat import build
 from agent.uplink.signed import split
 from agent.uplink.wire import Topics
-from policy.event import TAGS
+from agent.visibility import Visibility
+from policy.event import TAGS, Blind, Flow
 from tests.agent.test_agent_uplink_wire import messages
 from tests.lab.broker import ROOT, Centre, Device, Mosquitto, running, wait_until
 from tests.lab.outage import fill
@@ -106,12 +108,46 @@ def check_payload(topic: str, payload: bytes) -> str:
         fields = wire.unpack_map(octets)
     assert fields["k"] in channel["messages"]
     check(fields["k"], fields)
+    if fields["k"] == "urgent":  # and what the rows in it say, as maps
+        urgent = wire.read(payload)
+        assert isinstance(urgent, wire.Urgent)
+        check("urgent", {"v": 1, "k": "urgent", **urgent._asdict()})
     return str(fields["k"])
 
 
 @pytest.mark.parametrize("kind", sorted(messages()))
 def test_what_is_written_is_as_described(kind: str) -> None:
     check_payload(Topics("a", "b").of("ack" if kind == "ack" else "records"), messages()[kind])
+
+
+def heartbeat(status: dict[str, Any]) -> dict[str, Any]:
+    octets = build(
+        {"ring": {"next": "1:1", "head": "00" * 16}, **status},
+        number=1,
+        wall_ms=1_795_000_000_000,
+        mono_ms=5000,
+        boot="0f0f0f0f-0000-4000-8000-000000000001",
+        public_key=bytes(32),
+        uplink={"behind": 0},
+        temperatures={},
+        every_s=60,
+    )
+    return wire.unpack_map(octets)
+
+
+def test_the_blind_spot_meter_travels_with_the_heartbeat() -> None:
+    meter, address, site = Visibility(), b"\x0a\x14\0\x0b", b"\x01\x02\x03\x04"
+    for name, blind in (("", Blind.ECH), ("", Blind.ECH), ("", Blind.ECH), ("a.example", Blind.NOT_BLIND)):
+        flow = Flow(9, address, b"", 40_000, site, 443, 6, name, 0, int(blind), "", 0, 0, "", "")
+        meter.settle(address, flow)
+    said = heartbeat({"visibility": meter.describe(), "sessions": {"open": 3}, "legal": {"profile": ""}})
+    assert said["visibility"] == meter.describe()
+    assert said["visibility"]["flows"] == 4
+    assert said["visibility"]["ech_percent"] == said["visibility"]["no_visible_name_percent"] == 75.0
+    check("heartbeat", said)
+    check("heartbeat", heartbeat({"visibility": {}}))
+    with pytest.raises(jsonschema.ValidationError):
+        check("heartbeat", heartbeat({"visibility": {"flows": "many"}}))
 
 
 def test_what_travels_is_as_described(tmp_path: Path) -> None:

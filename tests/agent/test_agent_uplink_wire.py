@@ -1,7 +1,11 @@
 """Messages of the uplink: what is written is read, and what is not a message raises nothing but MessageError."""
 
 import random
+import tracemalloc
 import zlib
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
 
 import msgpack
 import pytest
@@ -12,11 +16,12 @@ from agent.uplink import wire
 from agent.uplink.signed import open_sealed, seal
 from agent.uplink.wire import Acks, Batches, Missing, Part, Piece, Row, Urgent
 from policy.errors import MessageError
-from policy.event import Dns, Flow, Gap, Maintenance, Session
+from policy.event import Dns, Event, Flow, Gap, Maintenance, Session
 from policy.signature import public_key, sign, verify
 from storage import chain
 from storage.batch import Columns, pack
 from storage.clock import Sample
+from tests.bench._ring_day import day
 
 RING = b"ringring"
 BOOT = "0f0f0f0f-0000-4000-8000-000000000001"
@@ -27,13 +32,27 @@ def look_up(at_ms: int, name: str, verdict: int = 0) -> Dns:
 
 
 def batches(count: int = 5, records: int = 40) -> Batches:
-    rng, rows, link, seq = random.Random(7), [], chain.START, 100
-    for number in range(count):
+    rng = random.Random(7)
+    return batches_of(
+        [
+            [look_up(number * 1000 + n, f"n{rng.randrange(500)}.example") for n in range(records)]
+            for number in range(count)
+        ]
+    )
+
+
+def batches_of_a_school() -> Batches:
+    return batches_of([list(some) for some in islice(day(3, 30, 60_000), 1200, 1230) if some])
+
+
+def batches_of(groups: Sequence[Sequence[Event]]) -> Batches:
+    rows, link, seq = [], chain.START, 100
+    for number, events in enumerate(groups):
         columns = Columns()
-        columns.add([look_up(number * 1000 + n, f"n{rng.randrange(500)}.example") for n in range(records)])
-        row = Row(records, number * 1000, 1_795_000_000_000 + number, True, pack(columns))
-        link = chain.link(link, 3, seq, records, Sample(BOOT, row.mono_ms, row.wall_ms, True), row.data)
-        seq += records
+        columns.add(events)
+        row = Row(len(events), number * 1000, 1_795_000_000_000 + number, True, pack(columns))
+        link = chain.link(link, 3, seq, len(events), Sample(BOOT, row.mono_ms, row.wall_ms, True), row.data)
+        seq += len(events)
         rows.append(row)
     return Batches(RING, 3, 100, BOOT, chain.START, link, tuple(rows))
 
@@ -42,6 +61,7 @@ def messages() -> dict[str, bytes]:
     record = wire.urgent_record(look_up(5, "casino.example", 1), 7, 1, 1_795_000_000_000, True)
     return {
         "packed": wire.write_batches(batches()),
+        "joined": wire.write_batches(batches_of_a_school(), joined=True),
         "stored": wire.write_batches(batches(), as_stored=True),
         "sealed": wire.write(Piece(RING, 2, 1, 900, 1, b"r" * 32, 5000, 1000, b"x" * 2000)),
         "part": wire.write(Part(RING, b"w" * 32, 5000, 0, b"x" * 2000)),
@@ -175,3 +195,82 @@ def test_a_batch_is_what_zlib_makes_of_it_again() -> None:
     """What the packed form rests on; where it does not hold, the receiver asks for batches as they are stored."""
     for row in batches().rows:
         assert zlib.compress(zlib.decompress(row.data), 4) == row.data
+
+
+def test_what_comes_down_costs_a_router_little_whoever_sends_it() -> None:
+    """Neither room for what arrays announce within each other, nor anything unpacked: those are for the centre."""
+    nested = b"\x82\xa1v\x01\xa1k" + b"\xdd\x00\x01\xff\x00" * 900
+    bomb = MESSAGES["packed"]
+    tracemalloc.start()
+    try:
+        for payload in (nested, bomb):
+            with pytest.raises(MessageError):
+                wire.read_acks(payload)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    acks = Acks((b"12345678",), (), (b"87654321",))
+    assert wire.read_acks(wire.write(acks)) == acks
+
+
+def test_batches_that_travel_as_one_come_back_as_they_were_stored_and_are_smaller_still() -> None:
+    sent = batches_of_a_school()
+    joined = wire.write_batches(sent, joined=True)
+    assert len(joined) < 0.95 * len(wire.write_batches(sent))
+    assert wire.unpack_map(joined)["form"] == 2
+    assert wire.read(joined) == sent._replace(packed=True)
+
+
+def test_batches_that_could_not_be_told_apart_again_travel_as_before() -> None:
+    """A later release's batch, say, with a field that this one does not know: nothing of it may be lost."""
+    sent = batches_of_a_school()
+    plain = zlib.decompress(sent.rows[0].data)
+    unpacker = msgpack.Unpacker(use_list=False)
+    unpacker.feed(plain)
+    form, shapes, names, targets, whos, others, base = unpacker.unpack()
+    head = msgpack.packb((form, shapes, (*names, "nobody.asked"), targets, whos, others, base))
+    other = zlib.compress(head + plain[unpacker.tell() :], 4)
+    odd = sent._replace(rows=(sent.rows[0]._replace(data=other), *sent.rows[1:]))
+    payload = wire.write_batches(odd, joined=True)
+    assert wire.unpack_map(payload)["form"] != 2
+    assert wire.read(payload) == odd._replace(packed=wire.unpack_map(payload)["form"] != 0)
+
+
+@pytest.mark.parametrize("counts", [(), (0, 5), (3, 3), (-1, 6), (5, 1 << 40), (True, 4), ("1", 4)])
+def test_records_that_do_not_add_up_are_no_message(counts: tuple[Any, ...]) -> None:
+    sent = batches_of_a_school()
+    fields = wire.unpack_map(wire.write_batches(sent, joined=True))
+    assert fields["form"] == 2
+    fields["rows"] = tuple((count, *row[1:]) for count, row in zip(counts, fields["rows"], strict=False))
+    with pytest.raises(MessageError):
+        wire.read(wire.pack_map(fields))
+
+
+def test_records_that_go_ahead_are_small_and_none_is_changed() -> None:
+    gap = Gap(9, "uplink", 0, 3, 8, "no link")
+    events = [look_up(5, "casino.example", 1), look_up(7, "www.casino.example", 1), gap, look_up(6, "\ud800", 1)]
+    records = tuple(
+        wire.urgent_record(event, 70 + 2 * place, 3 - place % 2, 1_795_000_000_000 + place, place % 2 == 0)
+        for place, event in enumerate(events)
+    )
+    sent = Urgent(RING, records)
+    payload = wire.write(sent)
+    assert wire.read(payload) == sent
+    plain = wire.pack_map({"k": "urgent", "ring": RING, "records": records})
+    assert wire.read(plain) == sent, "as maps, too"
+    assert len(payload) < 0.4 * len(plain)
+
+
+@given(st.binary(max_size=60) | st.recursive(st.integers() | st.binary(max_size=4) | st.text(max_size=4), st.lists))
+def test_what_goes_ahead_and_makes_no_sense_is_no_message(said: object) -> None:
+    try:
+        octets = said if isinstance(said, bytes) else msgpack.packb(said, unicode_errors="surrogatepass")
+    except (OverflowError, ValueError):
+        return
+    for plain in (octets, b"\x91" + octets):
+        data = zlib.compress(plain, wbits=-15)
+        try:
+            found = wire.read(wire.pack_map({"k": "urgent", "ring": RING, "data": data}))
+        except MessageError:
+            continue
+        assert isinstance(found, Urgent)

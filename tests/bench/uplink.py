@@ -167,7 +167,7 @@ def live(directory: Path, authority: Authority, seconds: float) -> dict[str, flo
     mosquitto = Mosquitto(directory / "mosquitto", authority)
     centre = Centre(directory / "centre", mosquitto.centre_port, authority)
     with Wire(mosquitto.port) as wire:
-        device = Device(directory, wire.port, authority=authority, live="120s", heartbeat="60s")
+        device = Device(directory, wire.port, authority=authority, live="300s", heartbeat="60s")
         text = (
             device.config.read_text().replace("flush '1s'", "flush '30s'").replace("keepalive '5s'", "keepalive '30s'")
         )
@@ -268,7 +268,9 @@ def backlog(directory: Path, authority: Authority, days: int, online: dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--live", type=float, default=245.0, help="seconds of real time; 0: leave it out")
+    parser.add_argument(
+        "--live", type=float, default=295.0, help="seconds of real time, just under `live`; 0: leave it out"
+    )
     parser.add_argument("--days", type=int, default=DAYS, help="of backlog; 0: leave it out")
     options = parser.parse_args()
     rows = []
