@@ -226,6 +226,13 @@ class Sealed:
         except KeyError:
             raise CorruptError(f"segment {self.number}: no table {name}") from None
 
+    @cached_property
+    def fold_sizes(self) -> tuple[list[int], list[int]]:
+        """For each fold how many accesses it has, and how many of them are flows."""
+        folds, shapes = self.table("folds"), self.table("shapes")
+        is_flow = [shape[0] == FLOW for shape in shapes]
+        return list(map(len, folds)), [sum(map(is_flow.__getitem__, fold)) for fold in folds]
+
     def name(self, rank: int) -> tuple[NamesView, int]:
         """The stretch a name is in, and its place there."""
         first, last = self.bounds(self.places("names")[0])
@@ -350,9 +357,7 @@ class _Reader:
         self._exact_columns: tuple[array[int], array[int]] | None = None
         self._quantum_ms = QUANTUM_MS[sealed.level]
         self._shapes, self._members = sealed.table("shapes"), sealed.table("folds")
-        shapes = self._shapes
-        self._events_of = [len(fold) for fold in self._members]
-        self._flows_of = [sum(shapes[shape][0] == FLOW for shape in fold) for fold in self._members]
+        self._events_of, self._flows_of = sealed.fold_sizes
         self._find = self._finder(ranks)
 
     def records(self, client: int) -> Iterator[Selected | None]:
@@ -489,19 +494,21 @@ class _Reader:
         if len(wanted) > _FEW_RANKS:
             return lambda begin, end: [at for at in range(begin, end) if names[at] in wanted]
         octets, size = names.tobytes(), names.itemsize
-        hits: list[int] = []
-        for rank in wanted:
-            if rank >= 1 << (8 * size):
-                continue
-            pattern = array(names.typecode, (rank,)).tobytes()
-            at = octets.find(pattern)
-            while at >= 0:
-                if not at % size:
-                    hits.append(at // size)
-                    at += size - 1
-                at = octets.find(pattern, at + 1)
-        hits.sort()
-        return lambda begin, end: hits[bisect_left(hits, begin) : bisect_left(hits, end)]
+        patterns = [array(names.typecode, (rank,)).tobytes() for rank in wanted if rank < 1 << (8 * size)]
+
+        def find(begin: int, end: int) -> list[int]:
+            hits: list[int] = []
+            for pattern in patterns:
+                at = octets.find(pattern, begin * size, end * size)
+                while at >= 0:
+                    if not at % size:
+                        hits.append(at // size)
+                        at += size - 1
+                    at = octets.find(pattern, at + 1, end * size)
+            hits.sort()
+            return hits
+
+        return find
 
     def _flows(self) -> FlowsView | None:
         if self._flow_view is None:
