@@ -27,7 +27,7 @@ MAX_READS: Final = 32
 MAX_CONVERSATIONS: Final = 32
 MAX_WAITING: Final = 1 << 20
 """Octets that may wait for a follower."""
-URGENT_S: Final = 1.0
+URGENT_S: Final = 0.1
 """Between two commits for critical records. The first one is committed at once; blocked look-ups by the hundred
 would otherwise each write 15 kB or more, and flash wears by writes. What is not committed is not acknowledged."""
 IDLE_S: Final = 0.05
