@@ -6,7 +6,7 @@ Rule: a segment that cannot be read is left out and told of; the others answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from policy.errors import CorruptError, StorageError
 from policy.event import Dns, Event, Flow, Session
@@ -22,6 +22,9 @@ from storage.sealed import Sealed, Selected, Tally
 
 LONGEST_SESSION_MS: Final = 31 * DAY_MS
 """How long before the time asked for a session of a wanted account may have begun."""
+
+
+_Answer = TypeVar("_Answer")
 
 
 class Found(NamedTuple):
@@ -142,12 +145,18 @@ class Reader:
     # --- inside ------------------------------------------------------------------------------------------------
 
     def _query(self, wanted: Filter) -> Iterator[Found | None]:
+        yield from self._in_turn(wanted, self._of_segment)
+
+    def _in_turn(
+        self, wanted: Filter, ask: Callable[[int, Filter], Iterator[_Answer]]
+    ) -> Iterator[_Answer | Found | None]:
+        """What is held of segments that are gone, then each segment that can have some of it, oldest first."""
         yield from self._held(wanted)
         for number in self._book.numbers():
             try:
                 if number in self._book.closed and not overlaps(self._book.described(number), wanted):
                     continue
-                yield from self._of_segment(number, wanted)
+                yield from ask(number, wanted)
             except (CorruptError, StorageError) as error:
                 self._tell(number, str(error))
 
@@ -162,14 +171,7 @@ class Reader:
         ):
             yield from self.query(wanted)
             return
-        yield from self._held(wanted)
-        for number in self._book.numbers():
-            try:
-                if number in self._book.closed and not overlaps(self._book.described(number), wanted):
-                    continue
-                yield from self._tallied_of(number, wanted)
-            except (CorruptError, StorageError) as error:
-                self._tell(number, str(error))
+        yield from self._in_turn(wanted, self._tallied_of)
 
     def _tallied_of(self, number: int, wanted: Filter) -> Iterator[Found | Tally | None]:
         with self._book.reading(number) as segment:
