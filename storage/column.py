@@ -40,6 +40,7 @@ class Form(IntEnum):
 
 _BITS: Final = {Form.TEXT: (3, 0, 0), Form.BYTES: (1, 0, 0), Form.WORDS: (0, 1, 1), Form.LONGS: (0, 2, 2)}
 _FORMS: Final = {1: Form.BYTES, 2: Form.WORDS, 4: Form.LONGS}
+_WIDTHS: Final = {int(form): width for width, form in _FORMS.items()}
 _CODES: Final = {1: "B", 2: "H", 4: "I"}
 
 
@@ -75,11 +76,16 @@ def _expanded(data: bytes) -> bytes:
 _expanded_short: Final = lru_cache(maxsize=256)(_expanded)
 
 
+_FILTERS: Final = {int(form): _filters(form) for form in Form}
+_FORMS_DEFLATED: Final = frozenset(form | _DEFLATED for form in Form)
+
+
 def _engine(octet: int) -> Any:  # zlib's and LZMA's have no type in common
-    form = Form(octet & ~_DEFLATED)
-    if octet & _DEFLATED:
+    if octet in _FORMS_DEFLATED:
         return zlib.decompressobj(wbits=-15)
-    return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(form))
+    if octet not in _FILTERS:
+        raise ValueError(f"{octet} is no form of a column")
+    return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS[octet])
 
 
 def pack_numbers(values: Sequence[int], *, fast: bool = False) -> bytes:
@@ -95,7 +101,7 @@ def pack_numbers(values: Sequence[int], *, fast: bool = False) -> bytes:
 def unpack_numbers(data: bytes) -> array[int]:
     """What `pack_numbers` was given. Raises: CorruptError."""
     plain = expand(data)
-    width = {form: width for width, form in _FORMS.items()}.get(Form(data[0] & ~_DEFLATED))
+    width = _WIDTHS.get(data[0] & ~_DEFLATED)
     if width is None or len(plain) % width:
         raise CorruptError("column: expected whole numbers")
     column = array(_CODES[width])

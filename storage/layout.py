@@ -79,8 +79,8 @@ class Small:
             self.long.append(value)
 
     def packed(self, *, fast: bool = False) -> tuple[bytes, bytes]:
-        """Two columns."""
-        return squeeze(bytes(self.octets), Form.BYTES, fast=fast), pack_numbers(self.long)
+        """Two columns; the second is short, and LZMA would take longer to begin than deflate takes for all of it."""
+        return squeeze(bytes(self.octets), Form.BYTES, fast=fast), pack_numbers(self.long, fast=fast)
 
     def all(self) -> list[int]:
         """Every number."""
@@ -137,9 +137,9 @@ class Block:
                 self.further.append(0)
         return join(
             (
-                pack_numbers(self.records),
-                pack_numbers(self.events),
-                pack_numbers(self.flows),
+                pack_numbers(self.records, fast=True),
+                pack_numbers(self.events, fast=True),
+                pack_numbers(self.flows, fast=True),
                 *self.steps.packed(fast=fast),
                 pack_numbers(self.names, fast=fast),
                 *self.folds.packed(fast=fast),

@@ -81,13 +81,13 @@ class Tally(NamedTuple):
 class Sealed:
     """One sealed segment file, open for reading. Any process may."""
 
-    def __init__(self, path: str, number: int) -> None:
-        """Raises: StorageError, CorruptError."""
+    def __init__(self, path: str, number: int, db: sqlite3.Connection | None = None) -> None:
+        """`db`: the file, opened already. Raises: StorageError, CorruptError."""
         self.path, self.number = path, number
         self._tables: dict[str, Any] | None = None
         self._chunks: dict[int, NamesView] = {}
         try:
-            self._db = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, isolation_level=None)
+            self._db = db or opened(path)
             meta = dict(self._db.execute("SELECT k, v FROM meta"))
             self._parts = list(self._db.execute("SELECT id, kind, first, last FROM part ORDER BY id"))
         except (sqlite3.DatabaseError, ValueError) as error:  # ValueError: a text that is none
@@ -227,11 +227,11 @@ class Sealed:
             raise CorruptError(f"segment {self.number}: no table {name}") from None
 
     @cached_property
-    def fold_sizes(self) -> tuple[list[int], list[int]]:
+    def fold_sizes(self) -> tuple[Weights, Weights]:
         """For each fold how many accesses it has, and how many of them are flows."""
         folds, shapes = self.table("folds"), self.table("shapes")
         is_flow = [shape[0] == FLOW for shape in shapes]
-        return list(map(len, folds)), [sum(map(is_flow.__getitem__, fold)) for fold in folds]
+        return Weights(list(map(len, folds))), Weights([sum(map(is_flow.__getitem__, fold)) for fold in folds])
 
     def name(self, rank: int) -> tuple[NamesView, int]:
         """The stretch a name is in, and its place there."""
@@ -409,7 +409,7 @@ class _Reader:
         rows = slice(block.records[at], block.records[at + 1])
         epoch = self._sealed.table("clients")[client][4]
         start_ms, unit_ms = self._sealed.table("bases")[epoch] + self._offsets[epoch], self._quantum_ms
-        events_of, further = self._events_of, self._further[rows] if self._further else repeat(0)
+        events_of, further = self._events_of.all, self._further[rows] if self._further else repeat(0)
         for unit, name, fold, more in zip(
             accumulate(self._steps[rows]), block.names[rows], self._folds[rows], further, strict=False
         ):
@@ -522,22 +522,32 @@ class _Reader:
         return self._exact_columns
 
 
+class Weights:
+    """What each number of a column stands for when a stretch of it is summed up."""
+
+    __slots__ = ("all", "table")
+
+    def __init__(self, weights: list[int]) -> None:
+        self.all = weights
+        # The octet that says "see there" counts for nothing, what is there is added by itself.
+        small = [min(weight, 255) for weight in weights[:ESCAPE]]
+        self.table = bytes(small + [0] * (256 - len(small)))
+
+
+_WITHOUT_ESCAPE: Final = bytes((*range(ESCAPE), 0))
+
+
 class _Running:
     """The sum of a column from one place on, up to places further and further on; in steps that C does."""
 
     __slots__ = ("_at", "_column", "_extra", "_long", "_octets", "_table", "_total", "_weights")
 
-    def __init__(self, column: Small, begin: int, weights: list[int] | None = None) -> None:
+    def __init__(self, column: Small, begin: int, weights: Weights | None = None) -> None:
         """`weights`: what each number stands for; None: itself."""
         self._octets, self._long, self._at, self._total = column.octets, column.long, begin, 0
         self._extra = column.octets.count(ESCAPE, 0, begin) if column.long else 0
-        self._weights = weights
-        # The octet that says "see there" counts for nothing, what is there is added by itself.
-        if weights is None:
-            self._table = bytes((*range(ESCAPE), 0)) if column.long else None
-        else:
-            small = [min(weight, 255) for weight in weights[:ESCAPE]]
-            self._table = bytes(small + [0] * (256 - len(small)))
+        self._weights = weights.all if weights is not None else None
+        self._table = weights.table if weights is not None else _WITHOUT_ESCAPE if column.long else None
 
     def upto(self, end: int) -> int:
         """The sum of what is before `end`."""
@@ -581,12 +591,19 @@ def _merged(streams: list[Iterator[Selected | None]]) -> Iterator[Selected | Non
 
 def open_closed(path: str, number: int) -> Segment | Sealed:
     """A closed segment, sealed or not yet. Raises: StorageError, CorruptError."""
+    row = db = None
     try:
-        db = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, isolation_level=None)
-        try:
-            row = db.execute("SELECT v FROM meta WHERE k = 'format'").fetchone()
-        finally:
-            db.close()
+        db = opened(path)
+        row = db.execute("SELECT v FROM meta WHERE k = 'format'").fetchone()
     except (sqlite3.DatabaseError, ValueError):
-        row = None  # the constructor below says what is wrong
-    return Sealed(path, number) if row and row[0] == FORMAT else Segment(path, number, is_open=False)
+        pass  # the constructor below says what is wrong
+    if db is not None and row and row[0] == FORMAT:
+        return Sealed(path, number, db)
+    if db is not None:
+        db.close()
+    return Segment(path, number, is_open=False)
+
+
+def opened(path: str) -> sqlite3.Connection:
+    """A file that nobody writes any more. Raises: sqlite3.DatabaseError."""
+    return sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, isolation_level=None)
