@@ -27,8 +27,8 @@ MAX_READS: Final = 32
 MAX_CONVERSATIONS: Final = 32
 MAX_WAITING: Final = 1 << 20
 """Octets that may wait for a follower."""
-URGENT_S: Final = 0.1
-"""Between two commits for critical records. The first one is committed at once; blocked look-ups by the hundred
+URGENT_S: Final = 1.0
+"""Unless somebody asks something, between two commits for critical records. The first one is committed at once; blocked look-ups by the hundred
 would otherwise each write 15 kB or more, and flash wears by writes. What is not committed is not acknowledged."""
 IDLE_S: Final = 0.05
 """Between two looks at an answer that waits for something outside, such as a compiler's child."""
@@ -280,6 +280,7 @@ class Server:
             self._end_conversation(number)
             return
         self._conversations[number][1].receive(data)
+        self._urgent_at = 0.0  # an answer has what happened the moment before
 
     def _advance(self, number: int) -> None:
         client, talk = self._conversations[number]
