@@ -28,8 +28,9 @@ MAX_CONVERSATIONS: Final = 32
 MAX_WAITING: Final = 1 << 20
 """Octets that may wait for a follower."""
 URGENT_S: Final = 1.0
-"""Unless somebody asks something, between two commits for critical records. The first one is committed at once; blocked look-ups by the hundred
-would otherwise each write 15 kB or more, and flash wears by writes. What is not committed is not acknowledged."""
+"""Unless somebody asks something, between two commits for critical records. The first one is committed at once; blocked
+look-ups by the hundred would otherwise each write 15 kB or more, and flash wears by writes. What is not committed is
+not acknowledged."""
 IDLE_S: Final = 0.05
 """Between two looks at an answer that waits for something outside, such as a compiler's child."""
 SOCKET_BYTES: Final = 1 << 20

@@ -7,6 +7,7 @@ Rule: a server that cannot prove its name with the pinned authority's certificat
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
@@ -25,6 +26,8 @@ CONNECT_S: Final = 15.0
 """For TCP, TLS and CONNACK each."""
 SESSION_S: Final = 7 * 86400
 """How long a broker keeps orders for a device that is away."""
+GOODBYE_S: Final = 1.0
+"""For the broker to hang up after our goodbye."""
 MAX_INBOUND: Final = 256
 """Messages taken in and not looked at yet."""
 MAX_PACKET: Final = 256 << 10
@@ -184,12 +187,17 @@ class Broker:
     def close(self) -> None:
         """Say goodbye: the broker then keeps the will to itself."""
         self._is_closing = True
+        sock = self._client.socket()
+        # paho closes its socket with the goodbye: this is the connection's other handle.
+        end = socket.socket(fileno=os.dup(sock.fileno())) if sock is not None else None
         try:
             self._client.disconnect()
             self.flush()
         except (OSError, ValueError):
             pass
         self.abandon()
+        if end is not None:
+            _hear_out(end)
 
     def abandon(self) -> None:
         """Let go without a word."""
@@ -332,3 +340,21 @@ def _number(code: Any) -> int:
 
 def _reason(code: Any) -> str:
     return mqtt.error_string(code) if isinstance(code, int) else str(code)
+
+
+def _hear_out(end: socket.socket) -> None:
+    """Until the broker hangs up, as it does after DISCONNECT (MQTT 5, 3.14.4).
+
+    A connection that is closed with an acknowledgement unread is reset, and what the broker had not read by then, the
+    goodbye, is lost with it: it would publish the will.
+    """
+    deadline = time.monotonic() + GOODBYE_S
+    with end:
+        try:
+            end.shutdown(socket.SHUT_WR)
+            while (left := deadline - time.monotonic()) > 0:
+                end.settimeout(left)
+                if not end.recv(65536):
+                    return
+        except OSError:
+            pass
