@@ -91,6 +91,7 @@ def zone_file(zone: str) -> str:
     lines += [f"{name} A 198.51.100.{WEB[0]}\n{name} AAAA 2001:db8:100::{WEB[0]}" for name in ("@", "*")]
     lines += [f"www A 198.51.100.{WEB[1]}\nwww AAAA 2001:db8:100::{WEB[1]}"]
     lines += ["alias CNAME www", "cloak CNAME tracker.casino.example.", 'text TXT "gatehouse lab"']
+    lines += [f"ready A 198.51.100.{WEB[2]}"]  # what is asked for until the lab answers; no test counts it
     lines += [f"h{i} A 198.51.100.{WEB[2]}\nh{i} AAAA 2001:db8:100::{WEB[2]}" for i in range(64)]
     return "\n".join(lines) + "\n"
 
