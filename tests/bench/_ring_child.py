@@ -229,18 +229,21 @@ def questions(directory: str, days: str, rounds: str) -> dict[str, float]:
     end = START_MS + length * DAY_MS
     some = next(batch for batch in day(1, CLIENTS, 20_000) if batch)
     mac = next(event.mac for event in some if isinstance(event, Dns))
-    popular = next(event.name for event in some if isinstance(event, Dns) and not event.verdict)
-    # The last of his names by how often: one that next to nobody else asked for.
-    *_, rare = (found.name for found in ring.names(Filter(mac=mac, since_ms=end - DAY_MS)) if found)
+    some_name = next(event.name for event in some if isinstance(event, Dns) and not event.verdict)
+    his = [found.name for found in ring.names(Filter(mac=mac, since_ms=end - DAY_MS)) if found]
+    visitors = {name: sum(1 for visitor in ring.visitors(name) if visitor) for name in his[-100:]}
+    rare = min((name for name in visitors if visitors[name]), key=visitors.__getitem__)
+    common = his[0]
     noon = START_MS + length // 2 * DAY_MS + DAY_MS // 2
     asked = {
         "names_6h": lambda: ring.names(Filter(mac=mac, since_ms=noon - DAY_MS // 8, until_ms=noon + DAY_MS // 8)),
         "names_60d": lambda: ring.names(Filter(mac=mac)),
-        "who": lambda: ring.visitors(popular),
+        "who": lambda: ring.visitors(some_name),
         "who_rare": lambda: ring.visitors(rare),
-        "when": lambda: ring.query(Filter(domain=popular)),
+        "when": lambda: ring.query(Filter(domain=some_name)),
+        "when_common": lambda: ring.query(Filter(domain=common)),
         "when_rare": lambda: ring.query(Filter(domain=rare)),
-        "one_day": lambda: ring.query(Filter(domain=popular, since_ms=noon - DAY_MS // 2, until_ms=noon + DAY_MS // 2)),
+        "one_day": lambda: ring.query(Filter(domain=some_name, since_ms=noon - DAY_MS // 2, until_ms=noon + DAY_MS // 2)),
         "blocked_60d": lambda: ring.query(Filter(verdict=1, mac=mac)),
     }
     answer: dict[str, float] = {}
