@@ -139,7 +139,11 @@ class Lab:
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
         (directory / "lab.pid").write_text(children[0])
         lab = cls(directory)
-        lab.wait_until_ready(agent)
+        try:
+            lab.wait_until_ready(agent)
+        except RuntimeError:
+            lab.stop()
+            raise
         return lab
 
     @classmethod
