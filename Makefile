@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 ARGS ?=
 BENCHES := $(patsubst tests/bench/%.py,%,$(filter-out tests/bench/table.py,$(wildcard tests/bench/[a-z]*.py)))
 
-.PHONY: help run stop test check bench install install-bench shell-client clean $(addprefix bench-,$(BENCHES))
+.PHONY: help run stop test check bench package install install-bench shell-client clean $(addprefix bench-,$(BENCHES))
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,9 @@ bench: install-bench ## every bench; tables here, rows in build/bench/NAME.json
 
 $(addprefix bench-,$(BENCHES)): bench-%: install-bench
 	@$(PY) -m tests.bench.$* $(ARGS)
+
+package: install ## OpenWrt packages without an SDK, in build/package (ARGS="--key SECRET": signed with that key)
+	@$(PY) -I packaging/build $(ARGS)
 
 install: build/installed ## what `make run` and `make test` need: Debian packages and a virtual environment
 

@@ -3,6 +3,7 @@
     launch                 start every process and keep them running
     agent | dns | nfq | uplink   one process (procd and the launcher start these)
     compile                lists to policy image, once (the agent starts this)
+    uninstall STEP         what the package's removal script asks for
     anything else          the command line tool, `agent.cli`
 
 Rule: a role imports only what it needs, because every import is RAM on the router.
@@ -25,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one role or one command. Returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if words and words[0] == "uninstall":
+            from agent import uninstall
+
+            return uninstall.run(read_config("/etc/config/gatehouse"), *words[1:2])
         if words and words[0] in ROLES:
             return _run_role(words[0], *_role_options(words))
         from agent import cli

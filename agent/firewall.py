@@ -74,6 +74,10 @@ class Guard:
             self._firewall.renew_lease()
         return told
 
+    def look_soon(self) -> None:
+        """Somebody has loaded rules anew: look at the next `handle_timer`."""
+        self._check_at = 0.0
+
     def remove(self) -> None:
         """An orderly stop. With `closed` the rules stay: only an uninstall takes them out."""
         if not self._enabled or self._closed:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from agent import decider, launch, neighbours, policy_source
+from agent import decider, launch, neighbours, policy_source, uninstall
 from agent.__main__ import read_config
 from agent.addresses import Addresses
 from agent.audit import Audit
@@ -120,6 +120,7 @@ class Agent:
                     "override": exceptions.handle,
                     "verify": self.verify,
                     "uplink": self.uplink.handle,
+                    "uninstall": self.uninstall,
                 }.items()
             },
             describe=self.records.describe,
@@ -155,6 +156,7 @@ class Agent:
         self.notice.open(self.config.notice.listen)
         self.policy.compile_soon()
         self.list_networks()
+        signal.signal(signal.SIGUSR1, lambda *_: self.guard.look_soon())  # fw4 has loaded its rules anew
         self.server.run()
         self.guard.remove()
         self.desk.close()
@@ -352,6 +354,12 @@ class Agent:
             yield IDLE
             self.take_policy()
         yield {"row": {"text": self.policy.report}}
+
+    def uninstall(self, request: Request) -> Answer:
+        """The package is about to go: that is on flash before it does."""
+        self.put_on_record(uninstall.note(self.clock.boottime_ms(), str(request.get("by") or "root")))
+        self.commit()
+        yield {"row": {"text": "on record"}}
 
     def verify(self, request: Request) -> Answer:
         """Follow the ring's hash chain from end to end."""

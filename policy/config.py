@@ -143,6 +143,8 @@ class MainConfig(NamedTuple):
     """`config gatehouse 'main'`: what holds for every process."""
 
     enabled: bool = False
+    config_version: int = 0
+    """Which release's words these are; packaging's migration counts it up. 0: from before there were versions."""
     run_dir: str = "/var/run/gatehouse"
     """Sockets and process ids; a tmpfs on a router."""
     state_dir: str = "/etc/gatehouse"
@@ -352,6 +354,7 @@ def _main(options: Options) -> MainConfig:
     base = MainConfig()
     main = MainConfig(
         enabled=options.boolean("enabled", base.enabled),
+        config_version=options.integer("config_version", base.config_version, 0, 9999),
         run_dir=options.text("run_dir", base.run_dir),
         state_dir=options.text("state_dir", base.state_dir),
         on_failure=options.choice("on_failure", base.on_failure, ("open", "closed")),
