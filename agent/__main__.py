@@ -75,6 +75,8 @@ def _role_options(words: list[str]) -> tuple[str, int]:
 
 def _run_role(role: str, path: str, worker: int) -> int:
     _name_process(f"gh-{role}-{worker}" if role in ("dns", "nfq") else f"gh-{role}")
+    if role != "launch":
+        os.umask(0o077)
     config = read_config(path)
     match role:
         case "launch":
@@ -86,12 +88,15 @@ def _run_role(role: str, path: str, worker: int) -> int:
 
             return serve.run(config, path)
         case "uplink":
+            from agent import privileges
             from agent.uplink import run
 
+            privileges.drop(role, config)
             return run.run(config, path)
         case "compile":
-            from agent import policy_source
+            from agent import policy_source, privileges
 
+            privileges.drop(role, config)
             return policy_source.compile_now(config)
         case _:
             from agent import hooks

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from agent import policy_source
+from agent import policy_source, privileges, shared
 from agent.__main__ import read_config
 from agent.clock import SystemClock
 from agent.link import Link
@@ -24,10 +24,17 @@ def run(role: str, config: Config, path: str, worker: int) -> int:
     """Run one worker until it is told to stop. Returns the exit status."""
     link = Link(event_path(config), role, worker, sieve=_sieve(config))
 
-    engine: Engine | None = None
+    # Read with root's eyes, for the agent may not have handed over anything yet.
+    engine: Engine = policy_source.open_engine(config)
+    is_new = True
+    if privileges.drop(role, config) is not None:
+        path = shared.config_path(config)
 
     def decider() -> Decider:
-        nonlocal engine
+        nonlocal engine, is_new
+        if is_new:
+            is_new = False
+            return engine
         now = read_config(path)
         link.sieve = _sieve(now)
         engine = policy_source.open_engine(now, engine)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from agent import decider, launch, neighbours, policy_source, uninstall
+from agent import decider, launch, neighbours, policy_source, privileges, uninstall
 from agent.__main__ import read_config
 from agent.addresses import Addresses
 from agent.audit import Audit
@@ -27,6 +27,7 @@ from agent.queues import Queues
 from agent.records import Records, filter_of
 from agent.server import Server, Timer
 from agent.session_desk import Desk
+from agent.shared import Shared
 from agent.translations import Blocks, Events, outside_address
 from agent.uplink.source import Source
 from agent.version import VERSION
@@ -137,6 +138,8 @@ class Agent:
                 *([Timer(QUEUES_S, self.watch_queues)] if config.nfq.enabled else []),
             ),
         )
+        self.shared = Shared(config, path, event_path(config))
+        self.shared.open(config)
         self.notice = NoticeServer(self.notice_page, self.server.watch, self.server.forget)
 
     def run(self) -> None:
@@ -239,6 +242,7 @@ class Agent:
     def tell(self, event: Maintenance) -> None:
         """A change of the policy: on record, and the hooks read it."""
         self.server.publish(self.intake.record(event))
+        self.shared.open(self.config)
         for role in ("dns", "nfq"):
             self.server.command(role, Reload())
         self.list_networks()
@@ -337,6 +341,7 @@ class Agent:
         self.records.ring.keep_days(config.ring.promised_days, config.ring.maximum_days)
         self.audit.roles = tuple(config.roles)
         self.config = config
+        self.shared.open(config)
         old, new = self.watch.take_config(config_hash(self.path))
         self.note("config", "configuration", "read again", actor=actor, old=old, new=new)
         self.tell_capture()
@@ -477,5 +482,6 @@ def read_neighbours() -> Mapping[bytes, bytes]:
 
 def run(config: Config, path: str) -> int:
     """The role `agent`. Returns the exit status."""
+    privileges.drop("agent", config)
     Agent(config, path).run()
     return 0

@@ -143,8 +143,10 @@ class MainConfig(NamedTuple):
     """`config gatehouse 'main'`: what holds for every process."""
 
     enabled: bool = False
-    config_version: int = 0
-    """Which release's words these are; packaging's migration counts it up. 0: from before there were versions."""
+    config_version: int = 1
+    """Which release's words these are; the package's `migrate` reads it, and counts it up at an upgrade."""
+    user: str = "gatehouse"
+    """Whom the hooks become, who read what clients send; empty, or nobody here: they stay root, with less power."""
     run_dir: str = "/var/run/gatehouse"
     """Sockets and process ids; a tmpfs on a router."""
     state_dir: str = "/etc/gatehouse"
@@ -355,6 +357,7 @@ def _main(options: Options) -> MainConfig:
     main = MainConfig(
         enabled=options.boolean("enabled", base.enabled),
         config_version=options.integer("config_version", base.config_version, 0, 9999),
+        user=options.text("user", base.user),
         run_dir=options.text("run_dir", base.run_dir),
         state_dir=options.text("state_dir", base.state_dir),
         on_failure=options.choice("on_failure", base.on_failure, ("open", "closed")),
