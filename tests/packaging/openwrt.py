@@ -39,7 +39,7 @@ SPLIT = {
     "nowhere": {"ensurepip", "idlelib", "tkinter", "_tkinter", "turtle", "turtledemo", "webbrowser", "test"},
 }
 """lang/python/python3/files/python3-package-*.mk of the packages feed, branches 23.05 to 25.12. What is in none of
-them is in python3-base or python3-light. (`ssl` and `hashlib` are in light; without their C parts the first is of no use.)"""
+them is in python3-base or python3-light. (`ssl` and `hashlib` are in light; their C parts are not.)"""
 LIBRARIES = {
     "python3-msgpack": {"msgpack"},
     "python3-paho-mqtt": {"paho"},

@@ -60,10 +60,10 @@ def read_ipk(data: bytes) -> Read:
     names = [info.name.removeprefix("./") for info, _ in outer]
     parts = {name: content for name, (_, content) in zip(names, outer, strict=True)}
     assert parts["debian-binary"] == b"2.0\n"
-    control = {
-        info.name.removeprefix("./"): (info, content) for info, content in untar(gunzip(parts["control.tar.gz"]))
-    }
-    tree = {info.name.removeprefix("./"): (info, content) for info, content in untar(gunzip(parts["data.tar.gz"]))}
+    control, tree = (
+        {info.name.removeprefix("./"): (info, content) for info, content in untar(gunzip(parts[name]))}
+        for name in ("control.tar.gz", "data.tar.gz")
+    )
     return Read(
         deb822(control["control"][1].decode()),
         {name: info for name, (info, _) in control.items()},
