@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words and words[0] == "uninstall":
             from agent import uninstall
 
-            return uninstall.run(read_config("/etc/config/gatehouse"), *words[1:2])
+            return uninstall.run(read_config(_role_options(words[1:])[0]), *words[1:2])
         if words and words[0] in ROLES:
             return _run_role(words[0], *_role_options(words))
         from agent import cli
