@@ -27,6 +27,7 @@ check: install ## ruff, mypy --strict, import contracts, shellcheck
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	MYPYPATH=packaging/build $(VENV)/bin/mypy packaging/build
 	$(VENV)/bin/lint-imports --no-cache
 	tests/shellcheck.sh
 

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -179,7 +179,7 @@ def control_of(known: recipe.Recipe, minor: str, epoch: int, *, has_code: bool) 
     return fields
 
 
-def write_index(out: Path, written: list[tuple[Path, Mapping[str, str]]], key: usign.Key) -> None:
+def write_index(out: Path, written: Sequence[tuple[Path, Mapping[str, str]]], key: usign.Key) -> None:
     """Packages, Packages.gz, Packages.sig and the public key."""
     blocks = []
     for path, control in sorted(written):
