@@ -1,6 +1,8 @@
 """What OpenWrt's feed says of Python: which standard modules lie in which package. And our packages, built once."""
 
+import atexit
 import functools
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,6 +63,7 @@ def blocked(depends: Iterable[str]) -> set[str]:
 def build(python: str = sys.executable) -> Path:
     """The directory that `make package` fills."""
     out = Path(tempfile.mkdtemp(prefix="gatehouse-package-"))
+    atexit.register(shutil.rmtree, out)
     subprocess.run(
         [sys.executable, "-I", str(ROOT / "packaging/build"), "--out", str(out), "--python", python],
         check=True,

@@ -246,6 +246,24 @@ def test_an_agent_that_dies_and_comes_back_is_found_by_its_hooks(installed: Inst
     assert (after["dns"], after["nfq"]) == (before["dns"], before["nfq"])
 
 
+@pytest.mark.parametrize(("port", "may"), [(53, True), (5300, False)])
+def test_only_a_dns_hook_that_is_to_serve_a_low_port_may_open_one(installed: Installed, port: int, may: bool) -> None:
+    program = """
+import socket, sys
+sys.path.insert(0, sys.argv[1])
+from agent.privileges import drop
+from policy.config import load
+text = f"config gatehouse 'main'\\n\toption user 'nobody'\\nconfig dns 'dns'\\n\toption port '{sys.argv[2]}'\\n"
+print(drop("dns", load(text)))
+socket.socket().bind(("127.0.0.1", 99))
+"""
+    words = [str(installed.python), "-I", "-c", program, str(installed.home), str(port)]
+    result = installed.lab.run("router", words)
+    assert result.stdout == "Identity(uid=65534, gid=65534)\n"
+    assert (result.returncode == 0) is may, result.stderr
+    assert may or "PermissionError" in result.stderr
+
+
 def test_rpcd_reads_the_state_and_nothing_of_anybody(installed: Installed) -> None:
     plugin = ROOT / "packaging/openwrt/gatehouse/files/usr/libexec/rpcd/gatehouse"
     call = [PYTHON, "-IS", str(plugin)]
