@@ -139,7 +139,7 @@ class Agent:
             ),
         )
         self.shared = Shared(config, path, event_path(config))
-        self.shared.open(config)
+        self.shared.publish(config)
         self.notice = NoticeServer(self.notice_page, self.server.watch, self.server.forget)
 
     def run(self) -> None:
@@ -341,7 +341,7 @@ class Agent:
         self.records.ring.keep_days(config.ring.promised_days, config.ring.maximum_days)
         self.audit.roles = tuple(config.roles)
         self.config = config
-        self.shared.open(config)
+        self.shared.publish(config)
         old, new = self.watch.take_config(config_hash(self.path))
         self.note("config", "configuration", "read again", actor=actor, old=old, new=new)
         self.tell_capture()
@@ -408,6 +408,7 @@ class Agent:
                 "visibility": self.visibility.describe() if self.visibility else {},
                 "policy": self.policy.describe(),
                 "rules": self.guard.describe(),
+                "hooks": self.shared.whose,
                 "queues": self.queues.describe() if self.config.nfq.enabled else {},
                 "ring": ring,
                 "uplink": self.uplink.report,

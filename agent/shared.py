@@ -7,12 +7,14 @@ the configuration what is not a secret. The ring, the register, secret keys and 
 from __future__ import annotations
 
 import os
+import sys
 from typing import Final
 
 from agent import privileges
 from agent.bundles import RULES_SUFFIX
 from agent.decider import BUNDLE_SUFFIX, OVERRIDES_FILE
 from policy.config import POLICY_SECTIONS, Config
+from policy.errors import GatehouseError
 from policy.rules import load_policy
 from policy.uci import parse, render
 
@@ -34,9 +36,24 @@ class Shared:
         self._event_path = event_path
         identity = privileges.hook_identity(config)
         self._gid = -1 if identity is None else identity.gid
+        self._user = config.main.user if identity is not None else str(os.geteuid())
+
+    @property
+    def whose(self) -> str:
+        """Who the hooks are, for status."""
+        return "root" if self._gid < 0 and os.geteuid() == 0 else self._user
+
+    def publish(self, config: Config) -> None:
+        """The configuration has just been read: hand it over, and everything that it names."""
+        self.open(config)
+        if self._gid >= 0:
+            try:
+                self._write_config(config)
+            except (OSError, GatehouseError) as error:  # a full tmpfs, somebody in mid-edit: the copy before holds
+                print(f"agent: {config_path(config)}: {error}", file=sys.stderr, flush=True)
 
     def open(self, config: Config) -> None:
-        """Hand over everything that is there now: at the start, and before the hooks are told to read again."""
+        """Hand over the files that are there now: before the hooks are told to read again."""
         if self._gid < 0:
             return
         main = config.main
@@ -52,7 +69,6 @@ class Shared:
                 self._hand(os.path.join(main.state_dir, bundle.name + suffix), 0o640)
         for name in ("profiles", "keys"):
             self._hand_tree(os.path.join(main.state_dir, name))
-        self._write_config(config)
 
     def _write_config(self, config: Config) -> None:
         with open(self._path, encoding="utf-8") as file:

@@ -45,16 +45,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "package")
     parser.add_argument("--python", default=sys.executable, help="whose byte code; OpenWrt's has the same minor version")
     parser.add_argument("--key", type=Path, help="usign's secret key; without it one is made and kept in --out/key")
+    parser.add_argument("--release", default="", help="instead of the Makefiles' PKG_RELEASE: to try an upgrade")
     options = parser.parse_args()
     try:
-        build(options.out, options.python, options.key)
+        build(options.out, options.python, options.key, options.release)
     except (PackageError, recipe.RecipeError, usign.SecretError, OSError) as error:
         print(f"package: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def build(out: Path, python: str, key_path: Path | None) -> None:
+def build(out: Path, python: str, key_path: Path | None, release: str = "") -> None:
     """Write every package and the index. Raises: PackageError, RecipeError, SecretError, OSError."""
     epoch = source_date()
     minor = python_version(python)
@@ -63,7 +64,9 @@ def build(out: Path, python: str, key_path: Path | None) -> None:
         old.unlink()
     written = []
     for name, made in packages(python, minor):
-        known = next(item for item in recipes().values() if item.name == name)
+        known = recipes()[name]
+        if release:
+            known = known._replace(version=f"{known.variables['PKG_VERSION']}-r{release}")
         control = control_of(known, minor, epoch, has_code=any(entry.path.endswith(".pyc") for entry in made))
         entries, conffiles = kept(known, made)
         data = ipk.write_ipk(control, entries, conffiles=conffiles, scripts=known.scripts, epoch=epoch)

@@ -154,6 +154,7 @@ def test_each_process_is_who_it_should_be_and_may_what_it_must_and_no_more(insta
 
 def test_it_audits_and_blocks_as_that(installed: Installed) -> None:
     lab = installed.lab
+    assert json.loads(installed.gatehouse("status", "--format", "json").stdout)["hooks"] == "nobody"
     assert lab.run("pupil1", "dig +short @198.51.100.10 www.example.net").stdout.startswith("198.51.100.")
     assert "casino" not in lab.run("pupil1", "dig +short @198.51.100.10 www.casino.example A").stdout
     url = "http://www.casino.example/poker"
