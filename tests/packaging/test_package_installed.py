@@ -215,24 +215,46 @@ print("secret", "YES" if "do-not-tell" in text or "radius" in text else "absent"
     assert len(found) == 7
 
 
+def test_a_hook_reads_the_venues_own_legal_profile_again(installed: Installed) -> None:
+    """One that it could not read would let nothing out: a venue that records nothing, and does not know why."""
+    directory = installed.lab.directory
+    shipped = installed.home / "policy/profiles"
+    for place, names in (("profiles", ("uk-kcsie.toml", "uk-kcsie.toml.sig")), ("keys", ("release.pub",))):
+        (directory / "state" / place).mkdir(mode=0o700)
+        for name in names:
+            shutil.copy(shipped / name, directory / "state" / place / name)
+            (directory / "state" / place / name).chmod(0o600)
+    other = directory / "legal.conf"
+    other.write_text(installed.config.read_text().replace("\toption user", "\toption legal 'uk-kcsie'\n\toption user"))
+    other.chmod(0o600)
+    program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from agent.__main__ import read_config
+from agent.hooks import _sieve
+from agent.legal import open_profile
+from agent.privileges import drop
+from agent.shared import Shared
+config = read_config(sys.argv[2])
+Shared(config, sys.argv[2], config.main.run_dir + "/events").publish(config)
+drop("dns", config)
+config = read_config(sys.argv[3])
+print(open_profile("uk-kcsie", config.main.state_dir).name, _sieve(config) is not None)
+"""
+    words = [installed.home, other, directory / "run/hooks.conf"]
+    result = installed.lab.run("router", [str(installed.python), "-I", "-c", program, *map(str, words)])
+    assert (result.stdout, result.stderr) == ("uk-kcsie True\n", "")
+
+
 def test_files_are_for_their_owner_alone(installed: Installed) -> None:
-    handed = {
-        "policy.gp",
-        "policy.gp.old",
-        "overrides.json",
-        "hooks.conf",
-        "events",
-        "keys",
-        "profiles",
-        "run",
-        "state",
-    }
+    handed = {"policy.gp", "policy.gp.old", "overrides.json", "hooks.conf", "events", "run", "state"}
+    public = {"keys", "profiles"}
     open_ones = {}
     for place in ("run", "state", "ring"):
         top = installed.lab.directory / place
         for path in [top, *top.rglob("*")]:
             mode = path.lstat().st_mode & 0o777
-            if mode & (0o077 if path.name not in handed else 0o007):
+            if mode & (0o007 if path.name in handed or {path.name, path.parent.name} & public else 0o077):
                 open_ones[str(path)] = oct(mode)
     assert open_ones == {}
 
