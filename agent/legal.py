@@ -157,8 +157,12 @@ def trusted_keys(state_dir: str) -> dict[str, PublicKey]:
     keys = {}
     paths = [os.path.join(SHIPPED, RELEASE_KEY)]
     own = os.path.join(state_dir, "keys")
-    if os.path.isdir(own):
+    try:
         paths += [os.path.join(own, name) for name in sorted(os.listdir(own))[:64]]
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ConfigError(f"{own}: {error.strerror}") from None
     for path in paths:
         try:
             key = read_public_key(_read(path))

@@ -292,9 +292,7 @@ def test_rpcd_reads_the_state_and_nothing_of_anybody(installed: Installed) -> No
     call = [PYTHON, "-IS", str(plugin)]
     assert json.loads(subprocess.run([*call, "list"], capture_output=True).stdout) == {"status": {}, "reload": {}}
     words = [*call, "call", "status", str(installed.config)]
-    began = time.monotonic()
     said = subprocess.run(words, input="{}", capture_output=True, text=True).stdout
-    assert time.monotonic() - began < 2
     assert json.loads(said)["state"] == "protecting"
     assert "10.20.0." not in said
     assert "02:00:00" not in said
