@@ -57,9 +57,10 @@ def main() -> int:
 
 def build(out: Path, python: str, key_path: Path | None, release: str = "") -> None:
     """Write every package and the index. Raises: PackageError, RecipeError, SecretError, OSError."""
+    out.mkdir(parents=True, exist_ok=True)
+    key = read_or_make_key(out, key_path)
     epoch = source_date()
     minor = python_version(python)
-    out.mkdir(parents=True, exist_ok=True)
     for old in [*out.glob("*.ipk"), *out.glob("Packages*")]:
         old.unlink()
     written = []
@@ -74,7 +75,7 @@ def build(out: Path, python: str, key_path: Path | None, release: str = "") -> N
         path.write_bytes(data)
         written.append((path, control))
         print(f"{path.relative_to(out.parent.parent) if out.parent.parent in path.parents else path}  {len(data)}")
-    write_index(out, written, read_or_make_key(out, key_path))
+    write_index(out, written, key)
 
 
 def recipes() -> dict[str, recipe.Recipe]:

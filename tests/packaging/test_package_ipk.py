@@ -196,6 +196,34 @@ def test_the_index_is_right_and_signed_as_usign_does_it(tmp_path: Path) -> None:
     assert subprocess.run([*verify, str(tmp_path / "Packages")], capture_output=True).returncode != 0
 
 
+def test_a_key_that_is_none_is_named_and_nothing_is_signed_with_it(tmp_path: Path) -> None:
+    good = (build() / "key").read_text().splitlines()
+    bad = {
+        "missing": None,
+        "empty": "",
+        "public": (build() / "gatehouse.pub").read_text(),
+        "damaged": f"{good[0]}\n{good[1][:60]}AAAA{good[1][64:]}\n",
+    }
+    for name, text in bad.items():
+        path = tmp_path / name
+        if text is not None:
+            path.write_text(text)
+        command = [
+            sys.executable,
+            "-I",
+            str(ROOT / "packaging/build"),
+            "--out",
+            str(tmp_path / "out"),
+            "--key",
+            str(path),
+        ]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 1, name
+        assert str(path) in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not (tmp_path / "out/Packages").exists()
+
+
 def test_a_cut_or_changed_package_is_not_read(tmp_path: Path) -> None:
     data = (build() / f"gatehouse_{VERSION}-r1_all.ipk").read_bytes()
     changed = bytearray(data)
