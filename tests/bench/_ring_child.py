@@ -243,7 +243,9 @@ def questions(directory: str, days: str, rounds: str) -> dict[str, float]:
         "when": lambda: ring.query(Filter(domain=some_name)),
         "when_common": lambda: ring.query(Filter(domain=common)),
         "when_rare": lambda: ring.query(Filter(domain=rare)),
-        "one_day": lambda: ring.query(Filter(domain=some_name, since_ms=noon - DAY_MS // 2, until_ms=noon + DAY_MS // 2)),
+        "one_day": lambda: ring.query(
+            Filter(domain=some_name, since_ms=noon - DAY_MS // 2, until_ms=noon + DAY_MS // 2)
+        ),
         "blocked_60d": lambda: ring.query(Filter(verdict=1, mac=mac)),
     }
     answer: dict[str, float] = {}

@@ -230,7 +230,9 @@ class Lab:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                up = self.run("pupil1", "dig +short +time=1 +tries=1 @198.51.100.10 ready.example.org", timeout=5).stdout
+                up = self.run(
+                    "pupil1", "dig +short +time=1 +tries=1 @198.51.100.10 ready.example.org", timeout=5
+                ).stdout
                 web = self.run(
                     "router", "curl -s -o /dev/null -w %{http_code} --max-time 2 http://198.51.100.20/"
                 ).stdout
