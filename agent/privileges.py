@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 from policy.config import Config
 
 CAP_CHOWN: Final = 0
+CAP_DAC_OVERRIDE: Final = 1
 CAP_KILL: Final = 5
 CAP_NET_BIND_SERVICE: Final = 10
 CAP_NET_ADMIN: Final = 12
@@ -54,8 +55,8 @@ class Identity(NamedTuple):
 def hook_identity(config: Config) -> Identity | None:
     """Whom the hooks become; None: they stay whose they are.
 
-    That is so where we are not root, where `user` is empty or nobody here, and where it could not reach our own files
-    (a checkout in somebody's closed home directory): modules are imported when they are needed first.
+    That is so where we are not root, where `user` is empty or nobody here (nor in this user namespace), and where it
+    could not reach our own files (a checkout in somebody's closed home): modules are imported when they are needed.
     """
     if os.geteuid() != 0 or not config.main.user:
         return None
@@ -64,8 +65,7 @@ def hook_identity(config: Config) -> Identity | None:
     except KeyError:
         return None
     found = Identity(entry.pw_uid, entry.pw_gid)
-    places = (__file__, os.__file__, config.main.run_dir, config.main.state_dir)
-    return found if all(_can_reach(place, found) for place in places) else None
+    return found if _is_mapped(found.uid) and _can_work(found, config) else None
 
 
 def drop(role: str, config: Config) -> Identity | None:
@@ -78,6 +78,8 @@ def drop(role: str, config: Config) -> Identity | None:
         kept.add(CAP_NET_BIND_SERVICE)
     libc = ctypes.CDLL(None, use_errno=True)
     identity = hook_identity(config) if role in HOOKS else None
+    if identity is None and not _can_work(Identity(0, 0), config):
+        kept.add(CAP_DAC_OVERRIDE)  # started with sudo in somebody's closed home: root goes there by this alone
     if os.geteuid() == 0:
         # A child of ours has no right to cut the set, nor need: with no_new_privs it gains nothing by it.
         is_child = libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1
@@ -98,9 +100,13 @@ def drop(role: str, config: Config) -> Identity | None:
 
 
 def _set_capabilities(libc: ctypes.CDLL, kept: Iterable[int]) -> None:
-    bits = sum(1 << number for number in kept)
-    low, high = bits & 0xFFFFFFFF, bits >> 32
     head = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    held = ctypes.create_string_buffer(24)
+    _check(libc.capget(head, held), "capget")
+    _, held_low, _, _, held_high, _ = struct.unpack("=6I", held.raw)
+    # In a container root may lack some of them from the start; who misses one says so where it is used.
+    bits = sum(1 << number for number in kept) & (held_low | held_high << 32)
+    low, high = bits & 0xFFFFFFFF, bits >> 32
     # effective, permitted, inheritable; inheritable stays empty: a user's children get nothing, root's go by the
     # bounding set.
     body = struct.pack("=6I", low, low, 0, high, high, 0)
@@ -111,6 +117,21 @@ def _check(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"privileges: {what}: {os.strerror(number)}")
+
+
+def _is_mapped(uid: int) -> bool:
+    """Is there such a user in this user namespace? In one made by `unshare --map-root-user` there is root alone."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            ranges = [(int(first), int(count)) for first, _, count in (line.split() for line in file)]
+    except (OSError, ValueError):
+        return True
+    return any(first <= uid < first + count for first, count in ranges)
+
+
+def _can_work(identity: Identity, config: Config) -> bool:
+    places = (__file__, os.__file__, config.main.run_dir, config.main.state_dir)
+    return all(_can_reach(place, identity) for place in places)
 
 
 def _can_reach(path: str, identity: Identity) -> bool:

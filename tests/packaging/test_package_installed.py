@@ -287,6 +287,56 @@ socket.socket().bind(("127.0.0.1", 99))
     assert may or "PermissionError" in result.stderr
 
 
+def test_a_root_that_lacks_something_from_the_start_goes_on_without(installed: Installed) -> None:
+    program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from agent.privileges import drop
+from policy.config import load
+drop("agent", load(""))
+print([line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")])
+"""
+    less = ["setpriv", "--bounding-set", "-net_raw,-kill", "--"]
+    result = installed.lab.run("router", [*less, str(installed.python), "-I", "-c", program, str(installed.home)])
+    assert result.stdout == f"['{mask('CHOWN', 'NET_BIND_SERVICE', 'NET_ADMIN')}']\n", result.stderr
+
+
+def test_in_a_user_namespace_of_root_alone_hooks_stay_root(installed: Installed) -> None:
+    program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from agent.privileges import drop
+from policy.config import load
+print(drop("nfq", load("config gatehouse 'main'\\n\toption user 'nobody'\\n")))
+"""
+    words = [str(installed.python), "-I", "-c", program, str(installed.home)]
+    result = subprocess.run(["unshare", "--user", "--map-root-user", *words], capture_output=True, text=True)
+    assert result.stdout == "None\n", result.stderr
+    assert "stays root" in result.stderr
+
+
+def test_in_somebodys_closed_home_root_can_still_work(installed: Installed, tmp_path: Path) -> None:
+    """`sudo make run` in a checkout: modules are imported when they are first needed, long after the start."""
+    home = Path(tempfile.mkdtemp(prefix="gatehouse-home-"))
+    try:
+        shutil.copytree(installed.home, home / "gatehouse")
+        os.chown(home, 65534, 65534)
+        program = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from agent.privileges import drop
+from policy.config import load
+drop("uplink", load(""))
+import agent.export
+print([line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")])
+"""
+        words = [str(installed.python), "-I", "-c", program, str(home / "gatehouse")]
+        result = installed.lab.run("router", words)
+        assert result.stdout == "['0000000000000002']\n", result.stderr
+    finally:
+        shutil.rmtree(home)
+
+
 def test_rpcd_reads_the_state_and_nothing_of_anybody(installed: Installed) -> None:
     plugin = ROOT / "packaging/openwrt/gatehouse/files/usr/libexec/rpcd/gatehouse"
     call = [PYTHON, "-IS", str(plugin)]
