@@ -25,6 +25,8 @@ EVENTS_A_CLIENT: Final = 5_650
 FOR_EVER_S: Final = 1 << 40
 DETAILS: Final = ("exact", "second", "minute", "five_minutes", "hour", "day", "domain")
 
+_LED_STATES: Final = ("booting", "healthy", "degraded", "not provisioned")
+
 _WHOSE: Final = (
     ("--client", "IP address of the venue's side"),
     ("--mac", "hardware address, as 02:00:00:00:00:01"),
@@ -121,6 +123,15 @@ def _parser() -> argparse.ArgumentParser:
     certificate.add_argument("--file", default="-", help="install: the certificate (default: standard input)")
     command("verify", run_verify, "follow the ring's hash chain: is every record what was written?")
     command("reload", run_reload, "read configuration and lists again")
+    doctor = command("doctor", run_doctor, "test everything: each line ok or not, why, and the mend")
+    doctor.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    doctor.add_argument("--by", default="", help=argparse.SUPPRESS)
+    led = command("led", run_led, "show a state on the status LED, before anything of ours runs")
+    led.add_argument("state", nargs="?", choices=("auto", *_LED_STATES), default="auto", help="(default auto)")
+    button = command("button", run_button, "a button of the router's was pressed (its hotplug script says so)")
+    for name in ("name", "action"):
+        button.add_argument(name)
+    button.add_argument("--seconds", type=int, default=0, help="how long it was held")
     command("check", run_check, "read the configuration and say what is wrong with it")
     return parser
 
@@ -303,6 +314,53 @@ def run_certificate(options: argparse.Namespace, config: Config) -> int:
 
 def run_reload(options: argparse.Namespace, config: Config) -> int:
     for row in ask(config, {"do": "reload"}):
+        print(row.get("text", ""))
+    return 0
+
+
+def run_doctor(options: argparse.Namespace, config: Config) -> int:
+    from hw.doctor import rounds
+    from hw.doctor.finding import as_row, faults, lines, result_of
+
+    if options.by:  # the agent started it: the venue's packets go first
+        os.nice(19)
+    began_s = time.time()
+    found = rounds.run(config)
+    unrecorded = rounds.put_on_record(config, found, options.by or _person())
+    if options.json:
+        said = {
+            "at": when.stamp(began_s),
+            "ok": not faults(found),
+            "result": result_of(found),
+            "recorded": not unrecorded,
+            "findings": [as_row(finding) for finding in found],
+        }
+        print(json.dumps(said, ensure_ascii=False, indent=1))
+    else:
+        for line in lines(found):
+            print(line)
+        print(f"{result_of(found)}; not on record: {unrecorded}" if unrecorded else result_of(found))
+    return 1 if faults(found) else 0
+
+
+def run_led(options: argparse.Namespace, config: Config) -> int:
+    from hw.led import State, find_led
+
+    wanted = config.hardware.led
+    led = find_led(wanted)
+    if led is None:
+        print("no status LED" if wanted == "auto" else f"LED {wanted}: left alone or not there")
+        return 0
+    state = State.BOOTING if config.main.enabled else State.NOT_PROVISIONED
+    led.show(state if options.state == "auto" else State(options.state))
+    if led.trouble:
+        print(led.trouble, file=sys.stderr)
+    return 1 if led.trouble else 0
+
+
+def run_button(options: argparse.Namespace, config: Config) -> int:
+    request = {"do": "button", "name": options.name, "action": options.action, "seconds": options.seconds}
+    for row in ask(config, request):
         print(row.get("text", ""))
     return 0
 

@@ -9,11 +9,11 @@ import ctypes
 import time
 from typing import Final, NamedTuple
 
+from hw.clock import RELEASED_S
+
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _TIME_ERROR: Final = 5
 """adjtimex(2): "the system clock is not synchronized to a reliable server"."""
-RELEASED_S: Final = 1_790_000_000
-"""September 2026, before this release: a wall clock that shows less has certainly not been set."""
 
 
 class Now(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Final
 
 from nfq.firewall import Firewall, Listed
-from nfq.rules import NatBlock, Plan
+from nfq.rules import NatBlock, plan_of
 from policy.config import Config
 from policy.errors import GatehouseError
 
@@ -30,23 +30,13 @@ class Guard:
         self._wanted = {f"dns/{n}" for n in range(config.dns.workers)} if config.dns.enabled else set()
         self._wanted |= {f"nfq/{n}" for n in range(config.nfq.workers)} if config.nfq.enabled else set()
         self._dns = {name for name in self._wanted if name.startswith("dns/")}
-        plan = Plan(
-            lan=config.main.lan,
-            queue_first=config.nfq.queue_first,
-            queues=config.nfq.workers if config.nfq.enabled else 0,
-            mask=config.nfq.mark_mask,
-            dns_port=config.dns.port if config.dns.enabled else 0,
-            closed=self._closed,
-            devices=config.nfq.offload_device,
-            nat=nat,
-        )
         self._may_repair = config.nfq.offload == "repair"
         self._offload = ""
         self._networks: Sequence[Listed] = ()
         self._fill = False
         self.offered = -1
         """Packets that the rules have sent to our queues; -1: not looked at since `take_offered`."""
-        self._firewall = Firewall(plan, config.main.firewall)
+        self._firewall = Firewall(plan_of(config, nat), config.main.firewall)
         self._now_s = now_s
         self._check_at = 0.0
         self._is_applied = False

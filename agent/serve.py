@@ -22,9 +22,11 @@ from agent.intake import Identity, Intake
 from agent.legal import Gate
 from agent.notice import path_of
 from agent.notice_server import NoticeServer
+from agent.outward import Outward
 from agent.people import People
 from agent.queues import Queues
 from agent.records import Records, filter_of
+from agent.selftest import SelfTest, apart
 from agent.server import Server, Timer
 from agent.session_desk import Desk
 from agent.shared import Shared
@@ -33,6 +35,7 @@ from agent.uplink.source import Source
 from agent.version import VERSION
 from agent.visibility import Visibility
 from agent.watchful import Watch, config_hash
+from hw.led import State
 from nfq.kernel import QUEUES_FILE
 from policy.config import Config
 from policy.errors import GatehouseError, StorageError
@@ -46,6 +49,9 @@ ALIVE_S: Final = 1.0
 NOTICE_S: Final = 10.0
 """Between two looks at the published notice."""
 QUEUES_S: Final = 2.0
+SHOW_S: Final = 5.0
+"""Between two looks at how everything is, for the status LED."""
+STARTING_MS: Final = 60_000
 
 
 class Agent:
@@ -78,7 +84,7 @@ class Agent:
             self.records.ring,
             self.addresses.identify,
             self.addresses.learn,
-            session_of=self.desk.attribute if config.session.enabled else None,
+            session_of=apart(self.desk.attribute) if config.session.enabled else None,
             capture=self.gate.take,
             takes_all=self.gate.takes_all,
             visibility=self.visibility,
@@ -91,6 +97,10 @@ class Agent:
         self.policy = policy_source.Keeper(config, path)
         self.storage_trouble = ""
         self._briefed: set[tuple[str, int]] = set()
+        self.outward = Outward(config.hardware)
+        self.is_up = False
+        """Everything was well at least once."""
+        self.self_test = SelfTest(config.hardware.self_test_s, path, self.note_asked)
         self.life = Life(config.main.run_dir, config.main.state_dir)
         self.watch = Watch(config.main.state_dir, path, VERSION)
         self.audit = audit = Audit(config.roles, self.note_asked, self.commit, os.getuid(), keeps_in=self.gate.keeps_in)
@@ -122,6 +132,8 @@ class Agent:
                     "verify": self.verify,
                     "uplink": self.uplink.handle,
                     "uninstall": self.uninstall,
+                    "self-test": self.self_test.take,
+                    "button": self.self_test.button,
                 }.items()
             },
             describe=self.records.describe,
@@ -134,6 +146,7 @@ class Agent:
                 Timer(ALIVE_S, self.every_second),
                 Timer(NEIGHBOURS_S, self.look_around),
                 Timer(NOTICE_S, self.look_at_notice),
+                Timer(SHOW_S, self.show),
                 *([Timer(ALIVE_S, self.record_translations)] if config.nfq.nat == "events" else []),
                 *([Timer(QUEUES_S, self.watch_queues)] if config.nfq.enabled else []),
             ),
@@ -160,7 +173,10 @@ class Agent:
         self.policy.compile_soon()
         self.list_networks()
         signal.signal(signal.SIGUSR1, lambda *_: self.guard.look_soon())  # fw4 has loaded its rules anew
+        self.outward.begin()
         self.server.run()
+        self.self_test.close()
+        self.outward.end()
         self.guard.remove()
         self.desk.close()
         self.note("stop", "agent", "ok")
@@ -202,6 +218,8 @@ class Agent:
     def every_second(self) -> None:
         now_ms = self.clock.boottime_ms()
         self.life.alive(now_ms)
+        self.outward.feed()
+        self.self_test.poll()
         try:
             for note in self.records.tick():
                 self.note(note.action, note.object, note.result)
@@ -337,6 +355,7 @@ class Agent:
         self.policy.change(config)
         self.desk.change(config)
         self.gate.change(config)
+        self.self_test.change(config.hardware.self_test_s)
         # The notice states the new days from here on, and whoever has no role any more must not see another row.
         self.records.ring.keep_days(config.ring.promised_days, config.ring.maximum_days)
         self.audit.roles = tuple(config.roles)
@@ -378,17 +397,8 @@ class Agent:
         """How everything is, in one row."""
         now_ms = self.clock.boottime_ms()
         workers = {worker.name: worker for worker in self.intake.workers(now_ms)}
-        wanted = {f"{role}/{worker}" for role, worker in launch.roles(self.config) if role in ("dns", "nfq")}
-        troubles = [f"{name} is not there" for name in sorted(wanted - workers.keys())]
-        troubles += self.guard.troubles()
-        troubles += self.policy.troubles()
-        troubles += filter(None, [self.gate.trouble, self.notice.trouble, *self.desk.troubles()])
-        troubles += [self.nat_trouble] if self.nat_trouble else []
-        troubles += self.uplink.troubles() if self.config.uplink.enabled else ()
         ring = self.records.status()
-        troubles += filter(None, {self.server.storage_error, self.storage_trouble, str(ring["trouble"])})
-        if ring.get("at_risk"):
-            troubles.append(f"retention at risk: {self.config.ring.promised_days} days will not fit")
+        troubles = self.troubles(ring)
         yield {
             "row": {
                 "state": "protecting" if not troubles else "degraded",
@@ -412,8 +422,35 @@ class Agent:
                 "queues": self.queues.describe() if self.config.nfq.enabled else {},
                 "ring": ring,
                 "uplink": self.uplink.report,
+                "hardware": self.outward.describe(),
+                "self_test": self.self_test.describe(),
             }
         }
+
+    def troubles(self, ring: Mapping[str, object]) -> list[str]:
+        """Everything that is wrong now, in words for a person; empty: the venue is protected."""
+        workers = {worker.name for worker in self.intake.workers(self.clock.boottime_ms())}
+        wanted = {f"{role}/{worker}" for role, worker in launch.roles(self.config) if role in ("dns", "nfq")}
+        troubles = [f"{name} is not there" for name in sorted(wanted - workers)]
+        troubles += self.guard.troubles()
+        troubles += self.policy.troubles()
+        troubles += filter(None, [self.gate.trouble, self.notice.trouble, *self.desk.troubles()])
+        troubles += [self.nat_trouble] if self.nat_trouble else []
+        troubles += self.uplink.troubles() if self.config.uplink.enabled else ()
+        troubles += [*self.outward.troubles(), *self.self_test.troubles()]
+        troubles += filter(None, {self.server.storage_error, self.storage_trouble, str(ring["trouble"])})
+        if ring.get("at_risk"):
+            troubles.append(f"retention at risk: {self.config.ring.promised_days} days will not fit")
+        return troubles
+
+    def show(self) -> None:
+        """The same on the LED. What is not there yet just after the start is on its way, not missing."""
+        if not self.outward.has_led:
+            return
+        state = State.DEGRADED if self.troubles(self.records.status()) else State.HEALTHY
+        self.is_up = self.is_up or state is State.HEALTHY
+        starting = not self.is_up and self.clock.boottime_ms() - self.started_ms < STARTING_MS
+        self.outward.show(State.BOOTING if starting else state)
 
 
 class Life:

@@ -28,6 +28,11 @@ def parse_when(text: str, now_s: float, option: str) -> float:
         ) from None
 
 
+def stamp(at_s: float) -> str:
+    """A moment, as records show it: local time with its offset."""
+    return datetime.datetime.fromtimestamp(int(at_s)).astimezone().isoformat()
+
+
 def parse_until(text: str, now_s: float, option: str) -> float:
     """As `parse_when`, but a bare date means its end: `--until 2026-03-03` includes that day."""
     at = parse_when(text, now_s, option)

@@ -281,3 +281,53 @@ def _run(command: list[str], text: str = "") -> str:
     if result.returncode:
         raise ConfigError(f"firewall: {' '.join(command)}: {result.stderr.strip()}")
     return result.stdout
+
+
+def rehearse(plan: rules.Plan, backend: str = "auto") -> str:
+    """Have the kernel say whether it could take these rules, without setting them. Returns the back-end's name.
+
+    Raises: ConfigError with the tool's own words.
+    """
+    if backend != "iptables":
+        if _try(["nft", "-c", "-f", "-"], rules.nft(plan)):
+            return "nft"
+        if backend == "nft":
+            _run(["nft", "-c", "-f", "-"], rules.nft(plan))
+    for family, tool in _FAMILIES:
+        _run([f"{tool}-restore", "--test", "--noflush", "--wait", "5"], rules.iptables(plan, family))
+    return "iptables"
+
+
+def missing_parts(plan: rules.Plan, backend: str = "auto") -> list[str]:
+    """What of these rules is not in the kernel, chain by chain, for whoever did not set them; empty: all is there."""
+    if backend != "iptables":
+        listed = kernel.count_nft(_said(["nft", "-t", "list", "table", "inet", "gatehouse"]))
+        if listed or backend == "nft":
+            wanted = kernel.count_nft(rules.nft(plan))
+            return [f"chain {name}" for name, lines in wanted.items() if listed.get(name, -1) < lines]
+    missing = []
+    for family, tool in _FAMILIES:
+        there = kernel.count_iptables(_said([f"{tool}-save"]))
+        wanted = kernel.count_iptables(rules.iptables(plan, family))
+        missing += [f"{tool} {chain}" for chain, lines in wanted.items() if there.get(chain, -1) < lines]
+        missing += [
+            f"{tool} {chain} to {ours}"
+            for table, chain, ours in _jumps(family)
+            if not _is_there(tool, table, chain, ours)
+        ]
+    return missing
+
+
+def find_any_offload(plan: rules.Plan) -> list[str]:
+    """As `Firewall.find_offload`, for whoever did not set the rules."""
+    saved = kernel.read_iptables([_said([f"{tool}-save", "-c"]) for _, tool in _FAMILIES])
+    found = Firewall(plan).find_offload()
+    return (["iptables FLOWOFFLOAD"] if saved.offload else []) + found
+
+
+def _said(command: list[str]) -> str:
+    """What a command prints; nothing where it fails."""
+    try:
+        return _run(command)
+    except ConfigError:
+        return ""

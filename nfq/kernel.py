@@ -108,3 +108,31 @@ def find_flow_rules(text: str, flowtable: str) -> list[tuple[str, int]]:
         if matched and chain:
             found.append((chain, int(matched.group(1))))
     return found
+
+
+def count_iptables(text: str, prefix: str = "GH-") -> dict[str, int]:
+    """`iptables-save`, or what goes into `iptables-restore`: our chains, and how many rules each has."""
+    found: dict[str, int] = {}
+    for line in text.splitlines():
+        words = line.split()
+        if line.startswith(f":{prefix}"):
+            found.setdefault(words[0][1:], 0)
+        elif len(words) > 1 and words[0] == "-A" and words[1].startswith(prefix):
+            found[words[1]] = found.get(words[1], 0) + 1
+    return found
+
+
+def count_nft(text: str) -> dict[str, int]:
+    """`nft list table`, or what goes into `nft -f`: its chains, and how many rules each has."""
+    found: dict[str, int] = {}
+    chain = ""
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["chain"] and words[-1] == "{":
+            chain = words[1]
+            found[chain] = 0
+        elif words == ["}"]:
+            chain = ""
+        elif chain and words and words[0] != "type":
+            found[chain] += 1
+    return found

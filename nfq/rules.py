@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from nfq.hook import Mark
+from policy.config import Config
 
 INSPECTED: Final = 64
 """Packets of the original direction within which a flow may come up. The hook decides within 12 packets with data; this
@@ -63,6 +64,20 @@ class Plan(NamedTuple):
     def mark(self, mark: Mark) -> str:
         """`value/mask`, as both back-ends write it."""
         return f"{int(mark) * (self.mask & -self.mask):#x}/{self.mask:#x}"
+
+
+def plan_of(config: Config, nat: tuple[NatBlock, ...] = ()) -> Plan:
+    """What a configuration asks for."""
+    return Plan(
+        lan=config.main.lan,
+        queue_first=config.nfq.queue_first,
+        queues=config.nfq.workers if config.nfq.enabled else 0,
+        mask=config.nfq.mark_mask,
+        dns_port=config.dns.port if config.dns.enabled else 0,
+        closed=config.main.on_failure == "closed",
+        devices=config.nfq.offload_device,
+        nat=nat,
+    )
 
 
 ORIGINAL: Final = "--connbytes-dir original --connbytes-mode packets"

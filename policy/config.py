@@ -291,6 +291,19 @@ class UplinkConfig(NamedTuple):
     """Orders that are obeyed."""
 
 
+class HardwareConfig(NamedTuple):
+    """`config hardware 'hardware'`: the box itself, and the self-test."""
+
+    self_test_s: int = 21600
+    """Between two self-tests that run by themselves; 0: none do."""
+    led: str = "auto"
+    """Status LED, as /sys/class/leds calls it; `auto`: the one that the board's device tree names; `none`: no LED."""
+    watchdog: str = ""
+    """Hardware watchdog's device, fed by the agent's loop; empty: it stays procd's."""
+    watchdog_s: int = 60
+    """The machine starts anew when the loop has not turned for so long."""
+
+
 class Config(NamedTuple):
     """A whole configuration file."""
 
@@ -307,6 +320,7 @@ class Config(NamedTuple):
     radius: tuple[RadiusClient, ...] = ()
     rooms: tuple[Room, ...] = ()
     roles: tuple[Role, ...] = ()
+    hardware: HardwareConfig = HardwareConfig()
 
 
 def load(text: str, place: str = "gatehouse") -> Config:
@@ -345,6 +359,7 @@ def load(text: str, place: str = "gatehouse") -> Config:
         uplink=_uplink(_options(single, "uplink"), _options(single, "gatehouse")),
         policy=tuple(policy),
         **people._asdict(),
+        hardware=_hardware(_options(single, "hardware")),
     )
 
 
@@ -500,6 +515,24 @@ def _ring(options: Options) -> RingConfig:
     return ring
 
 
+def _hardware(options: Options) -> HardwareConfig:
+    base = HardwareConfig()
+    hardware = HardwareConfig(
+        self_test_s=options.duration("self_test", f"{base.self_test_s}s", 0, 7 * 86400),
+        led=options.text("led", base.led),
+        watchdog=options.text("watchdog", base.watchdog),
+        watchdog_s=options.duration("watchdog_timeout", f"{base.watchdog_s}s", 10, 600),
+    )
+    options.finish()
+    if 0 < hardware.self_test_s < 60:
+        raise ConfigError(f"{options.place('self_test')}: expected 0 or at least 60s, got {hardware.self_test_s}s")
+    if "/" in hardware.led or hardware.led in (".", ".."):
+        raise ConfigError(f"{options.place('led')}: expected a name of /sys/class/leds, got {hardware.led!r}")
+    if hardware.watchdog and not hardware.watchdog.startswith("/dev/"):
+        raise ConfigError(f"{options.place('watchdog')}: expected a device such as /dev/watchdog, or nothing")
+    return hardware
+
+
 def _uplink(options: Options, main: Options) -> UplinkConfig:
     base = UplinkConfig()
     uplink = UplinkConfig(
@@ -566,4 +599,4 @@ def _fingerprints(options: Options, option: str) -> tuple[str, ...]:
     return values
 
 
-_SINGLE: Final = frozenset({"gatehouse", "dns", "nfq", "ring", "session", "notice", "venue", "uplink"})
+_SINGLE: Final = frozenset({"gatehouse", "dns", "nfq", "ring", "session", "notice", "venue", "uplink", "hardware"})

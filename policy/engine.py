@@ -22,6 +22,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 from zlib import crc32
 
+from policy import canary
 from policy.bypass import NEVER_BLOCK, RESOLVERS, SIGNALS
 from policy.digest import blake2s
 from policy.image import SPLIT, Buffer, Flag, Image, Kind, Scope
@@ -534,6 +535,8 @@ class Engine:
                 for name, what in SIGNALS.items():
                     signal = Decision(Verdict.BLOCK, Reason.BYPASS, f"bypass:{what}")
                     found.setdefault(name, (Pin(_BYPASS, int(Scope.BOTH), signal),))
+            test = Decision(Verdict.BLOCK, Reason.RULE, canary.RULE)
+            found[canary.NAME] = (Pin(_NEVER, int(Scope.BOTH), test),)
             self._pins[bypass] = found
         return found
 

@@ -1,4 +1,4 @@
-"""What a heartbeat says: how the device is, in one small map, from `gatehouse status`. Pure, but for temperatures.
+"""What a heartbeat says: how the device is, in one small map, from `gatehouse status`. Pure.
 
 A part of the status that is not known here yet goes along under its own name if it is in CARRIED, so that whoever adds
 a meter to the status does not need to come here for its figures to reach the centre.
@@ -6,14 +6,11 @@ a meter to the status does not need to come here for its figures to reach the ce
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, Final
 
 from agent.uplink.wire import pack_map
 
-THERMAL: Final = "/sys/class/thermal"
-MAX_ZONES: Final = 8
 CARRIED: Final = ("visibility", "sessions", "legal")
 """Parts of the status that go along whole, where they are there: the blind-spot meter among them."""
 CAPACITY: Final = (
@@ -85,22 +82,6 @@ def what_matters(status: Mapping[str, Any]) -> tuple[object, ...]:
     """A heartbeat goes at once when this changes."""
     pids = tuple(sorted((name, one.get("pid")) for name, one in status.get("workers", {}).items()))
     return status.get("state"), tuple(status.get("why", ())), status.get("clock"), status.get("release"), pids
-
-
-def read_temperatures(directory: str = THERMAL) -> dict[str, int]:
-    """Thousandths of a degree, by zone; empty where the kernel has no thermal zones (thermal/sysfs-api)."""
-    found: dict[str, int] = {}
-    try:
-        zones = sorted(name for name in os.listdir(directory) if name.startswith("thermal_zone"))
-    except OSError:
-        return found
-    for zone in zones[:MAX_ZONES]:
-        try:
-            with open(os.path.join(directory, zone, "temp"), encoding="ascii") as file:
-                found[zone.removeprefix("thermal_")] = int(file.read())
-        except (OSError, ValueError):  # a sensor that is asleep
-            continue
-    return found
 
 
 def _policy(described: Any) -> object:

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 from agent.clock import SystemClock
-from agent.uplink.heartbeat import read_temperatures
 from agent.uplink.inside import ask
 from agent.uplink.order import Order, check_number, open_order
 from agent.uplink.wire import MAX_DATA, Topics, pack_map
+from hw.thermal import read_temperatures
 from policy.bundle import read_public_key
 from policy.config import Config, load
 from policy.errors import BundleError, GatehouseError, MessageError, StorageError

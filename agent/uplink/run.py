@@ -17,12 +17,13 @@ from agent.clock import SystemClock
 from agent.uplink import wire
 from agent.uplink.broker import Broker, LinkError, Login, UnsupportedVersionError, Will
 from agent.uplink.delivery import Backoff, Delivery, Load, Send
-from agent.uplink.heartbeat import build, read_temperatures, what_matters
+from agent.uplink.heartbeat import build, what_matters
 from agent.uplink.inside import AwayError, RefusedError, ask
 from agent.uplink.orders import Orders, Reply
 from agent.uplink.signed import seal
 from agent.uplink.source import from_json
 from agent.uplink.wire import MAX_DATA, Batches, Missing, Part, Piece, Row, Topics, identify
+from hw.thermal import read_temperatures
 from policy.config import Config
 from policy.errors import ConfigError, GatehouseError, MessageError
 from policy.signature import public_key, sign
