@@ -29,12 +29,12 @@ DAY = datetime.timedelta(days=1)
 class Authority:
     """A certificate authority of a test's own."""
 
-    def __init__(self, directory: Path, name: str = "a centre's authority") -> None:
+    def __init__(self, directory: Path, name: str = "a centre's authority", end: datetime.timedelta = DAY) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = _builder(self._name, self._name, self._key.public_key(), -DAY, DAY)
+        builder = _builder(self._name, self._name, self._key.public_key(), -DAY, end)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         self.certificate = builder.sign(self._key, hashes.SHA256())
         self.path = directory / "ca.pem"

@@ -25,14 +25,14 @@ SECONDS = 10
 class Disk:
     """A small ext4 of the ring's own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, size: int = 8 << 20) -> None:
         self.where = directory / "ring"
         image = directory / "ring.img"
         self.where.mkdir(mode=0o700)
         with image.open("wb") as file:
-            file.truncate(8 << 20)
+            file.truncate(size)
         subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)], check=True)
-        subprocess.run(["mount", "-o", "loop", str(image), str(self.where)], check=True)
+        subprocess.run(["mount", "-o", "loop,errors=remount-ro", str(image), str(self.where)], check=True)
 
     def fill(self) -> None:
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), (self.where / "filler").open("wb", 0) as file:
@@ -42,13 +42,19 @@ class Disk:
     def empty(self) -> None:
         (self.where / "filler").unlink()
 
+    def break_down(self) -> None:
+        """An error in the file system's own books, upon which ext4 lets nobody write any more."""
+        found = subprocess.run(["findmnt", "-n", "-o", "SOURCE", str(self.where)], check=True, capture_output=True)
+        device = Path(found.stdout.decode().strip()).name
+        Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text("a test")
+
     def close(self) -> None:
         subprocess.run(["umount", "-l", str(self.where)], check=False)
 
 
 @contextmanager
-def disk(directory: Path) -> Iterator[Disk]:
-    found = Disk(directory)
+def disk(directory: Path, size: int = 8 << 20) -> Iterator[Disk]:
+    found = Disk(directory, size)
     try:
         yield found
     finally:
