@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from hw.flash import Mmc, Ubi, read_mmc, read_ubi
 from hw.led import State, find_led
 from hw.thermal import read_temperatures
 from hw.watchdog import Watchdog
+from hw.wear import Mmc, Ubi, read_mmc, read_ubi
 from policy.config import HardwareConfig
-
 
 AGAIN: Final = 12
 """Every so many times it is written although nothing changed: the system's own boot script sets the same LED, late."""

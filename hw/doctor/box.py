@@ -11,9 +11,9 @@ from typing import Final
 from hw.clock import RELEASED_S, read_rtc
 from hw.doctor.bedside import Bedside
 from hw.doctor.finding import Finding, absent
-from hw.flash import Mmc, Ubi, read_mmc, read_ubi
 from hw.led import find_led
 from hw.thermal import read_zones
+from hw.wear import Mmc, Ubi, read_mmc, read_ubi
 
 SAMPLE: Final = 64 << 10
 """Octets written and flushed to measure the storage: a school's commit of 30 s has 20 kB."""
