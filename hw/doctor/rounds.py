@@ -21,9 +21,12 @@ STANDING: Final[tuple[Check, ...]] = (
 )  # fmt: skip
 """The rules first: the agent sets them again within seconds, and what it mends by itself is worth telling too."""
 REST: Final[tuple[Check, ...]] = (
-    decisions.image, decisions.health, box.clock, box.battery, box.storage, box.medium, box.flash, box.heat, box.light,
-    box.watchdog, outside.route, outside.resolvers, outside.certificates, outside.broker,
+    decisions.image, decisions.health, box.storage, box.medium, box.watchdog, outside.resolvers, outside.broker,
 )  # fmt: skip
+ALWAYS: Final[tuple[Check, ...]] = (
+    decisions.settings, box.clock, box.battery, box.flash, box.heat, box.light, outside.route, outside.certificates,
+)  # fmt: skip
+"""What can be told of a router on which nothing of ours runs yet."""
 
 
 def run(config: Config, *, root: str = "/", now_s: float | None = None) -> list[Finding]:
@@ -33,10 +36,15 @@ def run(config: Config, *, root: str = "/", now_s: float | None = None) -> list[
     """
     bed = Bedside(config, root=root, now_s=time.time() if now_s is None else now_s)
     found: list[Finding] = []
-    for check in STANDING:
-        found += _one(check, bed)
-    found += _on_the_lan(config)
-    for check in REST:
+    if config.main.enabled:
+        for check in STANDING:
+            found += _one(check, bed)
+        found += _on_the_lan(config)
+        for check in REST:
+            found += _one(check, bed)
+    else:
+        found.append(absent("agent", "switched off (gatehouse.main.enabled)", "set it to 1 when the venue is known"))
+    for check in ALWAYS:
         found += _one(check, bed)
     return found
 
