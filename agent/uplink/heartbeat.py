@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from agent.uplink.wire import pack_map
 
-CARRIED: Final = ("visibility", "sessions", "legal")
+CARRIED: Final = ("visibility", "sessions", "legal", "hardware", "self_test")
 """Parts of the status that go along whole, where they are there: the blind-spot meter among them."""
 CAPACITY: Final = (
     "segments",

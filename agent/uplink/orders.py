@@ -243,6 +243,10 @@ class Orders:
             {"test": "flash", "ok": free > 4 << 20, "text": f"{free >> 20} MiB free beside the ring"},
             {"test": "heat", "ok": max(temperatures.values(), default=0) < 95_000, "text": json.dumps(temperatures)},
         ]
+        doctor = status.get("self_test", {})
+        if doctor.get("result"):  # the last one that ran on the router, by itself or by hand
+            text = f"{doctor['result']}, {int(time.time()) - doctor['at_s']} s ago"
+            rows.append({"test": "doctor", "ok": doctor["result"] == "ok", "text": text})
         good = sum(1 for row in rows if row["ok"])
         return _Done(f"{good} of {len(rows)} tests passed", iter(rows))
 

@@ -1,7 +1,6 @@
 """The self-test from the agent's side: when it runs, what is taken, what goes on record, and whose its traces are."""
 
 import json
-import os
 import stat
 import time
 from pathlib import Path
@@ -143,4 +142,3 @@ def test_the_canarys_addresses_are_nobodys() -> None:
     assert attribute(canary.CLIENT4, b"", 0) == attribute(canary.CLIENT6, b"", 0) == ""
     assert attribute(b"\x0a\0\0\1", b"", 0) == "s1"
     assert asked == [b"\x0a\0\0\1"]
-    assert os.environ

@@ -22,7 +22,7 @@ from tests.lab.broker import DAY, MOSQUITTO, Authority
 from tests.lab.centre import ADDRESS
 from tests.lab.centre import MOSQUITTO as PLAIN
 from tests.lab.lab import ROOT, Lab
-from tests.lab.test_lab_life import wait_until_protecting
+from tests.lab.test_lab_life import ask_while, wait_until_protecting
 from tests.lab.test_lab_queue import unbind
 from tests.lab.test_lab_storage import Disk, disk
 
@@ -141,6 +141,24 @@ def test_an_override_does_not_open_the_canary_and_its_lines_are_for_people(venue
     assert "ok      sni " in lines.stdout
     assert "absent  rtc " in lines.stdout
     assert lines.stdout.splitlines()[-1] == "ok"
+
+
+def test_a_button_held_for_three_seconds_has_the_agent_test_itself(venue: Venue) -> None:
+    """As it does every `self_test` seconds, but for the wait; meanwhile every question is answered."""
+    lab = venue.lab
+
+    def hold() -> None:
+        assert lab.gatehouse("button", "reset", "pressed").returncode == 0
+        assert "begins" in lab.gatehouse("button", "reset", "released", "--seconds", "3").stdout
+
+    answers = ask_while(lab, "button", 4, hold)
+    assert sum(name == "-" for name, _ in answers) == 0
+    told = lab.rows("--kind", "maintenance", "--since", "1m")
+    assert [row["result"] for row in told if row["action"] == "button"] == ["pressed", "released"]
+    assert ("agent", "ok") in [(row["actor"], row["result"]) for row in told if row["action"] == "self-test"]
+    after = lab.status()["self_test"]
+    assert after["result"] == "ok"  # type: ignore[index]
+    assert time.time() - after["at_s"] < 30  # type: ignore[index]
 
 
 # --- what is planted ------------------------------------------------------------------------------------------------
