@@ -340,3 +340,10 @@ def test_rules_are_counted_alike_whether_they_are_to_be_set_or_are_there() -> No
 def test_a_lan_that_is_no_bridge_cannot_be_tried() -> None:
     with pytest.raises(lan.CannotTryError, match="no bridge"), LanClient("no-such-lan0", 4):
         pass
+
+
+def test_the_fuzz_target_runs() -> None:
+    """For two seconds; longer by hand: `python -m tests.fuzz.doctor`."""
+    command = [sys.executable, "-m", "tests.fuzz.doctor", "--seconds", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
