@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from hw.doctor import box, decisions, kernel, lan, outside
@@ -13,6 +15,8 @@ from hw.doctor.finding import Finding, absent, as_row
 from nfq.aes import find_aes
 from policy.config import Config
 from policy.errors import GatehouseError
+
+ALONE_S: Final = 15.0
 
 Check = Callable[[Bedside], Iterator[Finding]]
 
@@ -71,6 +75,38 @@ def _on_the_lan(config: Config) -> list[Finding]:
     """The canary names, through each LAN, over IPv4 and where the LAN has it IPv6."""
     if config.main.firewall == "none":
         return [absent("lan", "not tried: the rules are somebody else's")]
+    with _alone(config.main.run_dir) as is_alone:
+        if not is_alone:
+            return [absent("lan", "not tried: another self-test is on the LAN")]
+        return _on_each_lan(config)
+
+
+@contextmanager
+def _alone(run_dir: str) -> Iterator[bool]:
+    """One client at a time: it has one name and one address. False: another one has not left within ALONE_S."""
+    try:
+        descriptor = os.open(os.path.join(run_dir, "doctor.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:  # no directory: then no agent, and nobody else either
+        yield True
+        return
+    try:
+        deadline = time.monotonic() + ALONE_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > deadline:
+                    yield False
+                    return
+                time.sleep(0.1)
+            else:
+                break
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def _on_each_lan(config: Config) -> list[Finding]:
     found: list[Finding] = []
     has_aes = find_aes() is not None
     for interface in config.main.lan:

@@ -231,6 +231,9 @@ config ring 'ring'
 config policy 'policy'
 \toption table '{directory}/state/policy.gp'
 
+config hardware 'hardware'
+\toption self_test '0s'
+
 config uplink 'uplink'
 \toption enabled '1'
 \tlist server '{host}#{port}'

@@ -49,6 +49,9 @@ config ring 'ring'
 config session 'session'
 \toption leases '{directory}/dhcp.leases'
 
+config hardware 'hardware'
+\toption self_test '0s'
+
 config policy 'policy'
 \toption table '{directory}/state/policy.gp'
 
