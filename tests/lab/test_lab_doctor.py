@@ -24,9 +24,8 @@ from tests.lab.centre import ADDRESS
 from tests.lab.centre import MOSQUITTO as PLAIN
 from tests.lab.lab import ROOT, Lab
 from tests.lab.test_lab_life import ask_while, wait_until_protecting
-from tests.lab.test_lab_queue import unbind
+from tests.lab.test_lab_queue import unbind, wait_for
 from tests.lab.test_lab_storage import Disk, disk
-from tests.lab.test_lab_venue import wait_for
 
 pytestmark = [
     pytest.mark.lab,
