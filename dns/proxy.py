@@ -1,17 +1,19 @@
 """The DNS hook's core: queries and replies in, answers, questions to upstreams and records out. Sans-I/O.
 
-Order of calls: `receive_query`, `receive_reply`, `receive_failure` as things come in; `handle_timer` when `next_timer`
-says so; after each of them `asks`, `replies` and `events` give what there is to do. `now` is seconds of CLOCK_BOOTTIME.
+Order of calls: `receive_query`, `receive_replies`, `receive_failure` as things come in; `handle_timer` when
+`next_timer` says so; after each of them `asks`, `replies` and `events` give what there is to do. `now` is seconds of
+CLOCK_BOOTTIME.
 Rule: every query that can be read gets exactly one record, when it is answered or given up (what a client asks beyond
 its rate is folded into one); whatever a peer sends, nothing is raised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from struct import Struct
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
-from dns import answer, screen
+from dns import answer, screen, usual
 from dns.answer import Ede
 from dns.cache import Cache, Entry, key_of
 from dns.learn import full_rcode, learn
@@ -22,10 +24,13 @@ from dns.special import Fate, SpecialNames
 from dns.upstream import STREAM_TIMEOUT_S, Server, Where, choose
 from dns.wire import (
     AD,
+    CD,
     HEADER,
     IN,
     OPCODE,
     QR,
+    RA,
+    RD,
     TC,
     Header,
     Option,
@@ -71,8 +76,13 @@ _REFUSED_TYPES: Final = frozenset(
     map(int, (Type.AXFR, Type.IXFR, Type.MAILA, Type.MAILB, Type.TKEY, Type.TSIG, Type.OPT, 0))
 )
 _ANY: Final = int(Type.ANY)
+_ADDRESS_TYPES: Final = (Type.A, Type.AAAA, Type.HTTPS)
+"""What browsers ask for."""
+_HEAD: Final = Struct("!HHHHHH")
+_PLAIN_OPT: Final = answer.opt_record(0, 0)
 # An enum's members are slow to get at on Python 3.11.
 _BLOCK, _REFUSE, _REWRITE = Verdict.BLOCK, Verdict.REFUSE, Verdict.REWRITE
+_ALLOW, _DEFAULT = ALLOWED.verdict, ALLOWED.reason
 _ORDINARY, _LOCAL = Fate.ORDINARY, Fate.LOCAL
 _ANSWERS: Final = (Rcode.NOERROR, Rcode.NXDOMAIN)
 _DISLIKES_EDNS: Final = (Rcode.FORMERR, Rcode.NOTIMP, Rcode.BADVERS)
@@ -182,6 +192,8 @@ class Proxy:
         """A bit for the hash of each question that was asked."""
         self._known_count = 0
         self._events: list[Event] = []
+        self._fresh: list[Flight[_Waiter]] = []
+        """Flights that have not been sent yet: all of a turn go in one go."""
         self._asks: list[Ask] = []
         self._replies: list[Reply] = []
 
@@ -194,6 +206,10 @@ class Proxy:
 
     def asks(self) -> list[Ask]:
         """Messages for the upstreams since the last call."""
+        if self._fresh:
+            fresh, self._fresh = self._fresh, []
+            for among in {flight.among for flight in fresh}:
+                self._start([flight for flight in fresh if flight.among is among])
         asks, self._asks = self._asks, []
         if asks:
             self.pending.change_channel()
@@ -206,7 +222,7 @@ class Proxy:
 
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called; None: nothing is in flight."""
-        return self.pending.next_timer()
+        return self._fresh[0].started if self._fresh else self.pending.next_timer()
 
     # Policy.
 
@@ -253,6 +269,29 @@ class Proxy:
     def receive_query(self, data: bytes, peer: Peer, now: float) -> Reply | None:
         """One message from a client. None: it must wait for an upstream, or gets no answer at all."""
         self.counters["queries"] += 1
+        if (read := usual.read_query(data)) is None:
+            return self._receive_unusual(data, peer, now)
+        if not self.limiter.charge(peer.address, 1, now):
+            self._over_limit(data, peer, now)
+            return None
+        query, name = read
+        who, mac = peer.address, self._macs.get(peer.address, b"")
+        client = self._clients.get(who)
+        if client is None or client.mac != mac:
+            client = self._client(who, mac)
+        edns, qtype = query.edns, query.qtype
+        decision = _UNDECIDED
+        if edns is None or edns.version == 0:
+            offset = self.wall_offset
+            decision = self._decider.decide(name, client.group, None if offset is None else now + offset)
+        # As in `_waiter`: a message like this one has no options, and its name is in lower case or it is not.
+        is_hot = not peer.is_stream and data.startswith(query.name, HEADER) and self._is_known(data)
+        waiter = _new(_Waiter, (query, peer, client, who, name, decision, now, is_hot))
+        if decision is ALLOWED and qtype in _ADDRESS_TYPES and self._special.is_ordinary(name):
+            return self._resolve(waiter, self._outside, now)
+        return self._serve(waiter, now)
+
+    def _receive_unusual(self, data: bytes, peer: Peer, now: float) -> Reply | None:
         try:
             header = read_header(data)
             if header.flags & QR:
@@ -390,7 +429,8 @@ class Proxy:
                 name = to_wire(decision.target)
             except WireError:  # a target that is no name is a mistake in the policy; it must not open the gate
                 return self._own(waiter, now, Rcode.SERVFAIL, reason=decision.reason, rule=decision.rule)
-        flags = (query.edns is not None and query.edns.flags >> 15) | query.flags >> 3 & 2  # DO, CD
+        edns = query.edns
+        flags = (0 if edns is None else edns.flags >> 15) | query.flags >> 3 & 2  # DO, CD
         key = key_of(name, query.qtype, flags)
         entry = self.cache.find(key)
         if entry is not None and entry.expires_s > now:
@@ -402,6 +442,10 @@ class Proxy:
                 return self._give_up(waiter, entry, now)
             flight = Flight(key, name, query.qtype, flags, among, now)
             self.pending.add(flight)
+            if entry is None:
+                self._fresh.append(flight)
+                flight.waiters.append(waiter)
+                return None
             self._ask(flight, now)
         if self._is_stale(entry, now) and (
             flight.was_served_stale or all(self.servers[i].is_resting(now) for i in among)
@@ -415,6 +459,20 @@ class Proxy:
         if len(flight.waiters) == 1 and self._is_stale(entry, now):
             self.pending.arm(flight, min(flight.deadline, now + STALE_AFTER_S))
         return None
+
+    def _start(self, flights: list[Flight[_Waiter]]) -> None:
+        """Send questions for the first time, all to the server whose turn it is."""
+        now = flights[-1].started
+        at = choose(self.servers, flights[0].among, (), now)
+        server = self.servers[at]
+        if server.where.tls_name:
+            for flight in flights:
+                self._ask(flight, now)
+            return
+        self.counters["asked"] += len(flights)
+        self._asks += self.pending.send_all(
+            flights, at, now, server.timeout_s, case=server.keeps_case, edns=server.has_edns
+        )
 
     def _ask(self, flight: Flight[_Waiter], now: float, *, stream: bool = False) -> None:
         """Send the question, to the server whose turn it is, or again to the same one over a stream."""
@@ -431,8 +489,110 @@ class Proxy:
             )
         )
 
+    def receive_replies(self, datas: Sequence[bytes], server: int, channel: int, now: float) -> None:
+        """Messages from an upstream, as many as there were on the socket `channel` (or STREAM)."""
+        find, base, settings = self.pending.find_id, server << 16, self.settings
+        sent_at = -1.0
+        for data in datas:
+            flight = find(base | int.from_bytes(data[:2], "big"))
+            # DNSSEC's askers are given more than answers.
+            if (
+                flight is None
+                or flight.channel != channel
+                or flight.flags & 1
+                or not data.startswith(flight.question, HEADER)
+                or (read := usual.read_reply(data, end := HEADER + len(flight.question), flight.qtype)) is None
+            ):
+                self._receive_unusual_reply(data, server, channel, now)
+                continue
+            records, until, ttl, addresses, is_plain = read
+            if is_plain:
+                sight = Sight((), addresses, (), False) if addresses else screen.NOTHING
+            else:
+                try:
+                    sight = screen.look(data, records)
+                except WireError:
+                    self._receive_unusual_reply(data, server, channel, now)
+                    continue
+            sent_at = flight.sent_at
+            ttl = min(max(ttl, settings.min_ttl_s), settings.max_ttl_s)
+            learned = int(now)
+            is_signed = data[3] & AD
+            entry = _new(Entry, (learned, learned + ttl, is_signed << 8, len(records), 0, data[end:until]))
+            if ttl:
+                self.cache.put(flight.key, entry)
+            self.pending.close(flight)
+            for waiter in flight.waiters:
+                if waiter.is_hot or waiter.decision is not ALLOWED or (sight.has_ech and waiter.client.strip_ech):
+                    whole = _Read(data[:end] + entry.body, records)
+                    self._replies.append(self._deliver(waiter, entry, now, cached=False, read=whole))
+                elif (objection := self._objection(waiter, sight, now)) is not None:
+                    self._replies.append(self._block(waiter, objection, now))
+                else:
+                    self._hand_on(waiter, entry, records, end, addresses, now)
+            flight.waiters = []
+        if sent_at >= 0:
+            self.servers[server].answered(now - sent_at)
+
+    def _hand_on(
+        self,
+        waiter: _Waiter,
+        entry: Entry,
+        records: list[Record],
+        end: int,
+        addresses: tuple[bytes, ...],
+        now: float,
+    ) -> None:
+        """An answer just learned, to one who asked for it, with nothing to be changed in it: `_shape` and `_finish`."""
+        query, client = waiter.query, waiter.client
+        ttl = max(0, int(entry.expires_s - now)).to_bytes(4, "big")
+        body = entry.body
+        if len(records) == 1:
+            body = body[:6] + ttl + body[10:]
+        else:
+            stamped = bytearray(body)
+            for record in records:
+                at = record.data - end
+                stamped[at - 6 : at - 2] = ttl
+            body = bytes(stamped)
+        edns = query.edns
+        flags = QR | RA | query.flags & (RD | CD)
+        if entry.flags and answer.wants_ad(query):
+            flags |= AD
+        head = _HEAD.pack(query.id, flags, 1, entry.answers, 0, 0 if edns is None else 1)
+        data = head + query.question + body
+        if edns is not None:
+            data += answer.opt_record(0, 0, self._options(query)) if edns.options else _PLAIN_OPT
+        if len(data) > answer.MIN_SIZE:
+            data = data[:2] + answer.fitted(query, data[2:], is_stream=waiter.peer.is_stream)
+        self._events.append(
+            _new(
+                Dns,
+                (
+                    int(now * 1000),
+                    waiter.who,
+                    waiter.name.decode("ascii"),
+                    query.qtype,
+                    Rcode.NOERROR,
+                    _ALLOW,
+                    _DEFAULT,
+                    "",
+                    client.name,
+                    addresses if len(addresses) <= MAX_ANSWERS else addresses[:MAX_ANSWERS],
+                    False,
+                    max(0, int((now - waiter.asked_at) * 1000)),
+                    client.mac,
+                    "",
+                ),
+            )
+        )
+        self._replies.append(_new(Reply, (data, waiter.peer, None)))
+
     def receive_reply(self, data: bytes, server: int, channel: int, now: float) -> None:
         """One message from an upstream, on the socket `channel` (or STREAM)."""
+        self.receive_replies((data,), server, channel, now)
+
+    def _receive_unusual_reply(self, data: bytes, server: int, channel: int, now: float) -> None:
         try:
             header = read_header(data)
             flight = self.pending.find_reply(server, channel, header.id)
