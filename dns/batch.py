@@ -71,6 +71,8 @@ class BatchDoor:
         """Answers at once: they share the names, controls and ids of `_in`."""
         self._later = Sender(calls, name_size, control_size)
         """Answers to those who had to wait."""
+        self._admitted = b""
+        """The interface that a query was last let in by: mostly there is one."""
         self._queue: list[tuple[Reply, _BatchWay]] = []
         self._held: list[bytes] = []
         """Answers whose octets the kernel is about to read."""
@@ -160,15 +162,17 @@ class BatchDoor:
 
     def _ask_core(self, slot: int, client: bytes, data: bytes, key: bytes, now: float) -> bytes | None:
         """The slow path of one query. Gives an entry to answer with now; None: not now, or never."""
-        control_size, name_size = self._in.control_size, self._in.name_size
-        control = bytes(self._in.control_view[slot * control_size : (slot + 1) * control_size])
-        if self._admission.is_needed:
-            at = self._interface_at
-            if not self._admission.admits(int.from_bytes(control[at : at + 4], _ORDER)):
+        at = slot * self._in.control_size
+        control = self._in.control_view[at : at + self._in.control_size].tobytes()
+        interface = control[self._interface_at : self._interface_at + 4]
+        if interface != self._admitted:
+            if self._admission.is_needed and not self._admission.admits(int.from_bytes(interface, _ORDER)):
                 return None
-        name = bytes(self._in.name_view[slot * name_size : (slot + 1) * name_size])
-        way = _BatchWay(self, client, name, control, key)
-        reply = self._receive(data, Peer(client, False, way), now)
+            self._admitted = interface
+        at = slot * self._in.name_size
+        name = self._in.name_view[at : at + self._in.name_size].tobytes()
+        way = _new(_BatchWay, (self, client, name, control, key))
+        reply = self._receive(data, _new(Peer, (client, False, way)), now)
         if reply is None:
             return None
         if reply.hot is not None:
@@ -246,5 +250,6 @@ def _without(items: list[_T], places: list[int]) -> list[_T]:
     return items
 
 
+_new: Final = tuple.__new__
 _NO_ENTRY: Final = bytes(ENTRY.size)
 _ORDER: Final = sys.byteorder

@@ -275,21 +275,31 @@ class Proxy:
             self._over_limit(data, peer, now)
             return None
         query, name = read
-        who, mac = peer.address, self._macs.get(peer.address, b"")
+        who = peer.address
+        mac = self._macs.get(who, b"")
         client = self._clients.get(who)
         if client is None or client.mac != mac:
             client = self._client(who, mac)
-        edns, qtype = query.edns, query.qtype
+        _, flags, wire_name, qtype, _, _, edns = query
         decision = _UNDECIDED
         if edns is None or edns.version == 0:
             offset = self.wall_offset
             decision = self._decider.decide(name, client.group, None if offset is None else now + offset)
         # As in `_waiter`: a message like this one has no options, and its name is in lower case or it is not.
-        is_hot = not peer.is_stream and data.startswith(query.name, HEADER) and self._is_known(data)
+        is_hot = not peer.is_stream and data.startswith(wire_name, HEADER) and self._is_known(data)
         waiter = _new(_Waiter, (query, peer, client, who, name, decision, now, is_hot))
-        if decision is ALLOWED and qtype in _ADDRESS_TYPES and self._special.is_ordinary(name):
+        if decision is not ALLOWED or qtype not in _ADDRESS_TYPES or not self._special.is_ordinary(name):
+            return self._serve(waiter, now)
+        # As in `_resolve`, for what nobody has asked before.
+        flags = (0 if edns is None else edns.flags >> 15) | flags >> 3 & 2  # DO, CD
+        key = key_of(wire_name, qtype, flags)
+        if self.pending.find(key) is not None or self.pending.is_full or self.cache.find(key) is not None:
             return self._resolve(waiter, self._outside, now)
-        return self._serve(waiter, now)
+        flight: Flight[_Waiter] = Flight(key, wire_name, qtype, flags, self._outside, now)
+        self.pending.add(flight)
+        flight.waiters.append(waiter)
+        self._fresh.append(flight)
+        return None
 
     def _receive_unusual(self, data: bytes, peer: Peer, now: float) -> Reply | None:
         try:
@@ -442,10 +452,6 @@ class Proxy:
                 return self._give_up(waiter, entry, now)
             flight = Flight(key, name, query.qtype, flags, among, now)
             self.pending.add(flight)
-            if entry is None:
-                self._fresh.append(flight)
-                flight.waiters.append(waiter)
-                return None
             self._ask(flight, now)
         if self._is_stale(entry, now) and (
             flight.was_served_stale or all(self.servers[i].is_resting(now) for i in among)
@@ -492,7 +498,7 @@ class Proxy:
     def receive_replies(self, datas: Sequence[bytes], server: int, channel: int, now: float) -> None:
         """Messages from an upstream, as many as there were on the socket `channel` (or STREAM)."""
         find, base, settings = self.pending.find_id, server << 16, self.settings
-        sent_at = -1.0
+        second, sent_at = int(now), -1.0
         for data in datas:
             flight = find(base | int.from_bytes(data[:2], "big"))
             # DNSSEC's askers are given more than answers.
@@ -506,9 +512,13 @@ class Proxy:
                 self._receive_unusual_reply(data, server, channel, now)
                 continue
             records, until, ttl, addresses, is_plain = read
-            if is_plain:
-                sight = Sight((), addresses, (), False) if addresses else screen.NOTHING
-            else:
+            is_clean = (
+                is_plain
+                and len(addresses) <= screen.MAX_CHECKED
+                and _MAYBE_INSIDE.isdisjoint([address[0] for address in addresses])
+            )
+            sight = None
+            if not is_clean:
                 try:
                     sight = screen.look(data, records)
                 except WireError:
@@ -516,77 +526,61 @@ class Proxy:
                     continue
             sent_at = flight.sent_at
             ttl = min(max(ttl, settings.min_ttl_s), settings.max_ttl_s)
-            learned = int(now)
-            is_signed = data[3] & AD
-            entry = _new(Entry, (learned, learned + ttl, is_signed << 8, len(records), 0, data[end:until]))
+            body = data[end:until]
+            entry = _new(Entry, (second, second + ttl, (data[3] & AD) << 8, len(records), 0, body))
             if ttl:
                 self.cache.put(flight.key, entry)
             self.pending.close(flight)
-            for waiter in flight.waiters:
-                if waiter.is_hot or waiter.decision is not ALLOWED or (sight.has_ech and waiter.client.strip_ech):
-                    whole = _Read(data[:end] + entry.body, records)
-                    self._replies.append(self._deliver(waiter, entry, now, cached=False, read=whole))
-                elif (objection := self._objection(waiter, sight, now)) is not None:
-                    self._replies.append(self._block(waiter, objection, now))
-                else:
-                    self._hand_on(waiter, entry, records, end, addresses, now)
-            flight.waiters = []
+            waiters, flight.waiters = flight.waiters, []
+            told = max(0, int(second + ttl - now)).to_bytes(4, "big")
+            if len(records) == 1:
+                stamped = body[:6] + told + body[10:]
+            else:
+                stamped = _stamped(body, records, end, told)
+            for waiter in waiters:
+                if (
+                    waiter.decision is ALLOWED
+                    and not waiter.is_hot
+                    and not (sight is not None and sight.has_ech and waiter.client.strip_ech)
+                ):
+                    if sight is None:
+                        is_fine = not self._are_blocked(addresses, waiter.client.group, now)
+                    else:
+                        is_fine = self._objection(waiter, sight, now) is None
+                    if is_fine:
+                        self._hand_on(waiter, entry, stamped, addresses, now)
+                        continue
+                whole = _Read(data[:end] + body, records)
+                self._replies.append(self._deliver(waiter, entry, now, cached=False, read=whole))
         if sent_at >= 0:
             self.servers[server].answered(now - sent_at)
 
-    def _hand_on(
-        self,
-        waiter: _Waiter,
-        entry: Entry,
-        records: list[Record],
-        end: int,
-        addresses: tuple[bytes, ...],
-        now: float,
-    ) -> None:
+    def _are_blocked(self, addresses: tuple[bytes, ...], group: int, now: float) -> bool:
+        wall, decide = self._wall(now), self._decider.decide_address
+        return True in [decide(address, group, wall).verdict is _BLOCK for address in addresses]
+
+    def _hand_on(self, waiter: _Waiter, entry: Entry, body: bytes, addresses: tuple[bytes, ...], now: float) -> None:
         """An answer just learned, to one who asked for it, with nothing to be changed in it: `_shape` and `_finish`."""
-        query, client = waiter.query, waiter.client
-        ttl = max(0, int(entry.expires_s - now)).to_bytes(4, "big")
-        body = entry.body
-        if len(records) == 1:
-            body = body[:6] + ttl + body[10:]
-        else:
-            stamped = bytearray(body)
-            for record in records:
-                at = record.data - end
-                stamped[at - 6 : at - 2] = ttl
-            body = bytes(stamped)
-        edns = query.edns
-        flags = QR | RA | query.flags & (RD | CD)
+        query, peer, client, who, name, _, asked_at, _ = waiter
+        number, asked_flags, _, qtype, _, question, edns = query
+        flags = QR | RA | asked_flags & (RD | CD)
         if entry.flags and answer.wants_ad(query):
             flags |= AD
-        head = _HEAD.pack(query.id, flags, 1, entry.answers, 0, 0 if edns is None else 1)
-        data = head + query.question + body
+        data = _HEAD.pack(number, flags, 1, entry.answers, 0, 0 if edns is None else 1) + question + body
         if edns is not None:
             data += answer.opt_record(0, 0, self._options(query)) if edns.options else _PLAIN_OPT
         if len(data) > answer.MIN_SIZE:
-            data = data[:2] + answer.fitted(query, data[2:], is_stream=waiter.peer.is_stream)
+            data = data[:2] + answer.fitted(query, data[2:], is_stream=peer.is_stream)
+        kept = addresses if len(addresses) <= MAX_ANSWERS else addresses[:MAX_ANSWERS]
+        latency_ms = max(0, int((now - asked_at) * 1000))
         self._events.append(
             _new(
                 Dns,
-                (
-                    int(now * 1000),
-                    waiter.who,
-                    waiter.name.decode("ascii"),
-                    query.qtype,
-                    Rcode.NOERROR,
-                    _ALLOW,
-                    _DEFAULT,
-                    "",
-                    client.name,
-                    addresses if len(addresses) <= MAX_ANSWERS else addresses[:MAX_ANSWERS],
-                    False,
-                    max(0, int((now - waiter.asked_at) * 1000)),
-                    client.mac,
-                    "",
-                ),
+                (int(now * 1000), who, name.decode("ascii"), qtype, 0, _ALLOW, _DEFAULT, "", client.name, kept, False,
+                 latency_ms, client.mac, ""),
             )
-        )
-        self._replies.append(_new(Reply, (data, waiter.peer, None)))
+        )  # fmt: skip
+        self._replies.append(_new(Reply, (data, peer, None)))
 
     def receive_reply(self, data: bytes, server: int, channel: int, now: float) -> None:
         """One message from an upstream, on the socket `channel` (or STREAM)."""
@@ -800,7 +794,7 @@ class Proxy:
             alias = Alias(query.name, name, ttl) if is_alias else None
             body = reassemble(data, records, query.name, strip_ech=client.strip_ech, alias=alias, ttl=ttl)
         else:
-            body = answer.Body(_stamp(data, records, end, ttl), *counts, flags)
+            body = answer.Body(_stamped(data[end:], records, end, ttl.to_bytes(4, "big")), *counts, flags)
         rcode = entry.flags & 0xFFF
         ede = answer.STALE if is_stale else None
         full = answer.tail(query, rcode, body, ede, self._options(query))
@@ -880,12 +874,13 @@ def stamped(expires_s: float, now: float) -> tuple[int, int]:
     return max(0, int(expires_s - until)), until
 
 
-def _stamp(data: bytes, records: Iterable[Record], end: int, ttl: int) -> bytes:
-    stamped = bytearray(data)
-    text = ttl.to_bytes(4, "big")
+def _stamped(body: bytes, records: Iterable[Record], start: int, ttl: bytes) -> bytes:
+    """Octets that stood at `start` of a message, with another TTL in all records."""
+    found = bytearray(body)
     for record in records:
-        stamped[record.data - 6 : record.data - 2] = text
-    return bytes(stamped[end:])
+        at = record.data - start
+        found[at - 6 : at - 2] = ttl
+    return bytes(found)
 
 
 def _told_client(query: Query, who: bytes, mac: bytes) -> tuple[bytes, bytes]:
@@ -908,6 +903,8 @@ def _packed(text: str) -> bytes:
     return ip_address(text).packed
 
 
+_MAYBE_INSIDE: Final = frozenset((0, 10, 100, 127, 169, 172, 192, 252, 253, 254))
+"""First octets of all addresses, 4 or 16 octets long, that `screen.is_inside` may say yes to."""
 _LOOPBACKS: Final = (b"\x7f\0\0\1", bytes(15) + b"\1")
 _NULLS: Final = (bytes(4), bytes(16))
 _REBIND: Final = Decision(Verdict.BLOCK, Reason.REBIND, "rebind")
