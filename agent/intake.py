@@ -29,7 +29,7 @@ Who: TypeAlias = tuple[bytes, bytes, str]
 class Visibility(Protocol):
     """What intake asks of `agent.visibility.Visibility`."""
 
-    def learn(self, device: bytes, dns: Dns) -> None: ...
+    def learn(self, device: bytes, dns: Dns, at_ms: int = -1) -> None: ...
 
     def settle(self, device: bytes, flow: Flow) -> Flow: ...
 
@@ -270,11 +270,11 @@ class Intake:
         """Who was answered what, each pair once however often it was asked."""
         if self._visibility is None:
             return
+        learn, templates, at_ms = self._visibility.learn, frame.templates, frame.at_ms[-1]
+        devices = [self._identify(client).mac or client for client in frame.clients]
         for who, which in set(zip(frame.who, frame.which, strict=True)):
-            if frame.templates[which].answers:
-                client = frame.clients[who]
-                device = self._identify(client).mac or client
-                self._visibility.learn(device, frame.templates[which]._replace(at_ms=frame.at_ms[-1]))
+            if templates[which].answers:
+                learn(devices[who], templates[which], at_ms)
 
     def _complete(self, event: Event) -> Event:
         """Fill in whose address it is."""

@@ -41,15 +41,15 @@ class Visibility:
         self.blind: dict[int, int] = {}
         self.agreement: dict[int, int] = {}
 
-    def learn(self, device: bytes, dns: Dns) -> None:
-        """This device was answered."""
+    def learn(self, device: bytes, dns: Dns, at_ms: int = -1) -> None:
+        """This device was answered; `at_ms`: when, if not at the record's own time."""
         if not dns.answers or not dns.name or dns.verdict == Verdict.BLOCK:
             # A refusal's address is nobody's. Where the legal profile lets only refusals out of the DNS hook, they say
             # nothing of what else was asked for either.
             return
         name = dns.name
         if self._since_ms < 0:
-            self._since_ms = dns.at_ms
+            self._since_ms = at_ms if at_ms >= 0 else dns.at_ms
         if len(self._names) >= MAX_PAIRS or len(self._asked) >= MAX_PAIRS:
             self._older_names, self._names = self._names, {}
             self._older_asked, self._asked = self._asked, set()

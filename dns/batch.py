@@ -1,7 +1,5 @@
-"""Many datagrams per system call: recvmmsg in, one look-up, sendmmsg out. A shell, with the kernel's structures.
+"""Many queries per system call: recvmmsg in, one look-up, sendmmsg out. A shell.
 
-The structures are derived from ctypes, so they fit 32 and 64 bit and either byte order. The system calls are made by
-number: musl, OpenWrt's libc, has the functions but loops over single messages in one of them on 64 bit.
 Rule: pointers that are handed to the kernel point into buffers that this object holds, into the hot cache's arena, or
 into `_held`; no arena is tidied while a batch is in hand.
 """
@@ -9,8 +7,6 @@ into `_held`; no arena is tidied while a batch is in hand.
 from __future__ import annotations
 
 import ctypes
-import errno
-import os
 import socket
 import sys
 from array import array
@@ -22,110 +18,13 @@ from typing import Final, NamedTuple, TypeVar
 
 from dns.door import SLOT, Admission
 from dns.hot import ENTRY, WORDS, HotCache
+from dns.mmsg import BATCH, IoVec, MMsgHdr, MsgHdr, Sender, Slots, SystemCalls, address_of, address_of_bytes
 from dns.proxy import Peer, Reply
 
-BATCH: Final = 64
-"""Datagrams per call. 16 cost 1.2 us more each, 128 gain nothing that can be measured."""
 MAX_BATCHES: Final = 16
 """In a row, until the loop looks at everything else again: 1,024 queries, some 6 ms."""
 MAX_TURN_S: Final = 0.02
 """The same where they are misses, on a router that has other work: who is silent for two seconds is taken for hung."""
-
-_CALLS: Final = {
-    # machine, size of a pointer: recvmmsg, sendmmsg. From the kernel's unistd.h and syscall tables.
-    ("x86_64", 8): (299, 307),
-    ("aarch64", 8): (243, 269),
-    ("riscv64", 8): (243, 269),
-    ("loongarch64", 8): (243, 269),
-    ("mips64", 8): (5294, 5302),
-    ("ppc64", 8): (343, 349),
-    ("ppc64le", 8): (343, 349),
-    ("i386", 4): (337, 345),
-    ("i686", 4): (337, 345),
-    ("x86_64", 4): (337, 345),
-    ("armv6l", 4): (365, 374),
-    ("armv7l", 4): (365, 374),
-    ("aarch64", 4): (365, 374),
-    ("mips", 4): (4335, 4343),
-    ("mips64", 4): (4335, 4343),
-    ("ppc", 4): (343, 349),
-}
-
-
-class IoVec(ctypes.Structure):
-    """struct iovec, linux/uio.h."""
-
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-class MsgHdr(ctypes.Structure):
-    """struct user_msghdr, linux/socket.h: the kernel's, not the libc's."""
-
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("namelen", ctypes.c_int),
-        ("iov", ctypes.c_void_p),
-        ("iovlen", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("controllen", ctypes.c_size_t),
-        ("flags", ctypes.c_uint),
-    )
-
-
-class MMsgHdr(ctypes.Structure):
-    """struct mmsghdr, linux/socket.h."""
-
-    _fields_ = (("hdr", MsgHdr), ("len", ctypes.c_uint))
-
-
-class SystemCalls:
-    """recvmmsg and sendmmsg. They keep the GIL (PyDLL): on non-blocking sockets there is nothing to wait for."""
-
-    def __init__(self) -> None:
-        numbers = _CALLS.get((os.uname().machine, ctypes.sizeof(ctypes.c_void_p)))
-        if numbers is None or ctypes.sizeof(ctypes.c_ulong) != ctypes.sizeof(ctypes.c_void_p):
-            raise OSError(errno.ENOSYS, f"recvmmsg: not known on {os.uname().machine}")
-        self._recv, self._send = numbers
-        self._syscall = ctypes.PyDLL(None, use_errno=True).syscall
-        self._syscall.restype = ctypes.c_long
-        long = ctypes.c_long
-        self._syscall.argtypes = (long, long, ctypes.c_void_p, long, long, ctypes.c_void_p)
-
-    def recvmmsg(self, fd: int, headers: int, number: int) -> int:
-        """Datagrams received; -1 if there are none."""
-        return int(self._syscall(self._recv, fd, headers, number, socket.MSG_DONTWAIT, None))
-
-    def sendmmsg(self, fd: int, headers: int, number: int) -> int:
-        """Datagrams sent, from the first on; -1 if not even that."""
-        return int(self._syscall(self._send, fd, headers, number, socket.MSG_DONTWAIT, None))
-
-
-class _Slots:
-    """BATCH message headers with what they point to."""
-
-    def __init__(self, slot: int, name_size: int, control_size: int, vectors: int) -> None:
-        self.name_size = name_size
-        self.control_size = control_size
-        self.data = bytearray(BATCH * max(slot, 1))
-        self.names = bytearray(BATCH * name_size)
-        self.controls = bytearray(BATCH * control_size)
-        self.vectors = bytearray(BATCH * vectors * ctypes.sizeof(IoVec))
-        self.headers = bytearray(BATCH * ctypes.sizeof(MMsgHdr))
-        self.at_data, self.at_names, self.at_controls, self.at_vectors, self.at_headers = map(
-            _address, (self.data, self.names, self.controls, self.vectors, self.headers)
-        )
-        self.words = memoryview(self.vectors).cast("L")
-        self.ints = memoryview(self.headers).cast("I")
-        self.name_view = memoryview(self.names)
-        self.control_view = memoryview(self.controls)
-        for i in range(BATCH):
-            header = MMsgHdr.from_buffer(self.headers, i * ctypes.sizeof(MMsgHdr)).hdr
-            header.name = self.at_names + i * name_size
-            header.namelen = name_size
-            header.iov = self.at_vectors + i * vectors * ctypes.sizeof(IoVec)
-            header.iovlen = vectors
-            header.control = self.at_controls + i * control_size if control_size else None
-            header.controllen = control_size
 
 
 class _BatchWay(NamedTuple):
@@ -167,11 +66,13 @@ class BatchDoor:
         name_at, name_length = (8, 16) if is_ipv6 else (4, 4)
         self._interface_at += socket.CMSG_LEN(0)
         control_size = socket.CMSG_SPACE(info_size)
-        self._in = _Slots(SLOT, name_size, control_size, 1)
-        self._out = _Slots(2, name_size, control_size, 2)
+        self._in = Slots(SLOT, name_size, control_size, 1)
+        self._out = Slots(2, name_size, control_size, 2)
         """Answers at once: they share the names, controls and ids of `_in`."""
-        self._later = _Slots(2, name_size, control_size, 2)
+        self._later = Sender(calls, name_size, control_size)
         """Answers to those who had to wait."""
+        self._admitted = b""
+        """The interface that a query was last let in by: mostly there is one."""
         self._queue: list[tuple[Reply, _BatchWay]] = []
         self._held: list[bytes] = []
         """Answers whose octets the kernel is about to read."""
@@ -261,21 +162,23 @@ class BatchDoor:
 
     def _ask_core(self, slot: int, client: bytes, data: bytes, key: bytes, now: float) -> bytes | None:
         """The slow path of one query. Gives an entry to answer with now; None: not now, or never."""
-        control_size, name_size = self._in.control_size, self._in.name_size
-        control = bytes(self._in.control_view[slot * control_size : (slot + 1) * control_size])
-        if self._admission.is_needed:
-            at = self._interface_at
-            if not self._admission.admits(int.from_bytes(control[at : at + 4], _ORDER)):
+        at = slot * self._in.control_size
+        control = self._in.control_view[at : at + self._in.control_size].tobytes()
+        interface = control[self._interface_at : self._interface_at + 4]
+        if interface != self._admitted:
+            if self._admission.is_needed and not self._admission.admits(int.from_bytes(interface, _ORDER)):
                 return None
-        name = bytes(self._in.name_view[slot * name_size : (slot + 1) * name_size])
-        way = _BatchWay(self, client, name, control, key)
-        reply = self._receive(data, Peer(client, False, way), now)
+            self._admitted = interface
+        at = slot * self._in.name_size
+        name = self._in.name_view[at : at + self._in.name_size].tobytes()
+        way = _new(_BatchWay, (self, client, name, control, key))
+        reply = self._receive(data, _new(Peer, (client, False, way)), now)
         if reply is None:
             return None
         if reply.hot is not None:
             self._keep(reply, client, key)
         self._held.append(reply.data)
-        return ENTRY.pack(_bytes_address(reply.data) + 2, len(reply.data) - 2, 0)
+        return ENTRY.pack(address_of_bytes(reply.data) + 2, len(reply.data) - 2, 0)
 
     def _keep(self, reply: Reply, client: bytes, key: bytes) -> None:
         assert reply.hot is not None
@@ -289,18 +192,12 @@ class BatchDoor:
     def flush(self, now: float) -> None:
         """Send the answers to those who had to wait."""
         queue, self._queue = self._queue, []
-        out = self._later
-        name_size, control_size = out.name_size, out.control_size
-        vector = ctypes.sizeof(IoVec) * 2 // ctypes.sizeof(ctypes.c_void_p)
         for first in range(0, len(queue), BATCH):
-            part = queue[first : first + BATCH]
-            for i, (reply, way) in enumerate(part):
-                out.name_view[i * name_size : (i + 1) * name_size] = way.name
-                out.control_view[i * control_size : (i + 1) * control_size] = way.control
-                at = _bytes_address(reply.data)
-                out.words[i * vector : (i + 1) * vector] = array("L", (at, 2, at + 2, len(reply.data) - 2))
-            self._hand_to_kernel(out.at_headers, len(part))
-            for reply, way in part:
+            replies, ways = zip(*queue[first : first + BATCH], strict=True)
+            datas = [reply.data for reply in replies]
+            failed = self._later.send(self._fd, datas, [way.name for way in ways], [way.control for way in ways])
+            self.counters["unsent"] += len(failed)
+            for reply, way in zip(replies, ways, strict=True):
                 if reply.hot is not None:
                     self._keep(reply, way.client, way.key)
 
@@ -334,21 +231,13 @@ class BatchDoor:
             header.control = inside.at_controls + i * inside.control_size
         self._out_headers = [bytes(out.headers[i * size : (i + 1) * size]) for i in range(BATCH)]
         self._some = bytearray(BATCH * size)
-        self._at_some = _address(self._some)
+        self._at_some = address_of(self._some)
         self._data_view = memoryview(inside.data)
         step = size // 4
         self._in_sizes = inside.ints[MMsgHdr.len.offset // 4 :: step]
         word = ctypes.sizeof(ctypes.c_size_t)
         self._in_lengths = memoryview(inside.headers).cast("L")[MsgHdr.controllen.offset // word :: size // word]
         self._full_lengths = array("L", [inside.control_size] * BATCH)
-
-
-def _address(buffer: bytearray) -> int:
-    return ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer)) if buffer else 0
-
-
-def _bytes_address(data: bytes) -> int:
-    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
 _T = TypeVar("_T")
@@ -361,5 +250,6 @@ def _without(items: list[_T], places: list[int]) -> list[_T]:
     return items
 
 
+_new: Final = tuple.__new__
 _NO_ENTRY: Final = bytes(ENTRY.size)
 _ORDER: Final = sys.byteorder

@@ -23,6 +23,7 @@ _TAG: Final = Struct("@q")
 _SIZE: Final = Struct("@H")
 """Of head and body. An entry in its bucket: tag, size, head, body."""
 _HEAD: Final = Struct("!IIHHH")
+_KEY_END: Final = Struct("!HB").pack
 _PREFIX: Final = _TAG.size + _SIZE.size
 
 
@@ -41,7 +42,7 @@ class Entry(NamedTuple):
 
 def key_of(name: bytes, qtype: int, flags: int) -> bytes:
     """`name` in lower-case wire form; `flags`: DO (1), CD (2)."""
-    return name + qtype.to_bytes(2, "big") + bytes((flags,))
+    return name + _KEY_END(qtype, flags)
 
 
 class Cache:
@@ -94,11 +95,12 @@ class Cache:
 
     def put(self, key: bytes, entry: Entry) -> None:
         """Keep an entry in the place of what was there."""
-        packed = _HEAD.pack(*entry[:5]) + entry.body
+        learned, expires, flags, answers, authorities, body = entry
+        packed = _HEAD.pack(learned, expires, flags, answers, authorities) + body
         number = hash(key)
-        if (before := self._large.pop(number, None)) is not None:
+        if self._large and (before := self._large.pop(number, None)) is not None:
             self._large_bytes -= len(before) + LARGE_OVERHEAD
-        if _PREFIX + len(packed) <= LARGEST:
+        if len(packed) <= LARGEST - _PREFIX:
             self._keep(number, packed)
         else:
             self._keep(number, b"")  # so that what was there before is not found again

@@ -44,13 +44,21 @@ class Limiter:
         """Count queries of one client. False: it has asked too much; this is to be told to `refuse`."""
         if not self._rate:
             return True
-        tokens, at = self._buckets.get(client, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - at) * self._rate) - queries
-        if len(self._buckets) >= MAX_CLIENTS and client not in self._buckets:
-            self._buckets.clear()
+        bucket = self._buckets.get(client)
+        if bucket is None:
+            if len(self._buckets) >= MAX_CLIENTS:
+                self._buckets.clear()
+            bucket = self._burst, now
+        tokens = bucket[0] + (now - bucket[1]) * self._rate
+        if tokens > self._burst:
+            tokens = self._burst
+        tokens -= queries
+        if tokens >= 0:
+            self._buckets[client] = (tokens, now)
+            return True
         # No deeper than one second of debt: a client that stops is served again after at most that.
         self._buckets[client] = (max(tokens, -float(self._rate)), now)
-        return tokens >= 0
+        return False
 
     def is_over(self, client: bytes, now: float) -> bool:
         """Is this client in debt?"""

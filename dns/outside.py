@@ -6,12 +6,15 @@ Rule: an ephemeral port serves PORT_USES questions or PORT_S seconds, whichever 
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Final, Protocol
 
+from dns.mmsg import BATCH, Receiver, Sender, SystemCalls
 from dns.pending import STREAM, Ask
 from dns.stream import Framer, framed
 from dns.upstream import Where
@@ -30,6 +33,8 @@ IDLE_S: Final = 20.0
 """A TLS stream without questions is closed; a plain one as soon as it has answered."""
 MAX_REPLIES: Final = 64
 """Datagrams read per turn and socket."""
+SLOT: Final = 1536
+"""Octets read of a reply where many are read at once. We announce 1,232 (RFC 6891 6.2.3)."""
 
 
 class Poller(Protocol):
@@ -72,23 +77,27 @@ class _Stream:
 
 
 class Outside:
-    """All sockets to all upstreams. `deliver` and `fail` are the core's `receive_reply` and `receive_failure`."""
+    """All sockets to all upstreams. `deliver` and `fail` are the core's `receive_replies` and `receive_failure`."""
 
     def __init__(
         self,
         places: list[Where],
         poller: Poller,
-        deliver: Callable[[bytes, int, int, float], None],
+        deliver: Callable[[Sequence[bytes], int, int, float], None],
         fail: Callable[[int, int, float, int | None], None],
         clock: Callable[[], float],
         tls_context: ssl.SSLContext | None = None,
+        calls: SystemCalls | None = None,
     ) -> None:
+        """`calls`: many datagrams per system call; None: one."""
         self._places = places
         self._poller = poller
         self._deliver = deliver
         self._fail = fail
         self._clock = clock
         self._tls = tls_context
+        self._sender = Sender(calls) if calls is not None else None
+        self._receiver = Receiver(calls, SLOT) if calls is not None else None
         self._ports: dict[tuple[int, int], _Port] = {}
         self._old: deque[tuple[float, _Port]] = deque()
         self._streams: list[_Stream] = []
@@ -106,6 +115,27 @@ class Outside:
             pass  # our own buffer is full: as good as lost on the way
         except OSError:
             self._fail(ask.server, ask.channel, now, int.from_bytes(ask.data[:2], "big"))
+
+    def send_all(self, asks: Sequence[Ask], now: float) -> None:
+        """Send many; those that stand together and go by one socket go in one system call."""
+        for (server, channel), same in groupby(asks, _socket_of):
+            group = list(same)
+            if self._sender is None or channel == STREAM or len(group) == 1:
+                for ask in group:
+                    self.send(ask, now)
+                continue
+            for first in range(0, len(group), BATCH):
+                datas = [ask.data for ask in group[first : first + BATCH]]
+                try:
+                    port = self._port(server, channel, now)
+                except OSError:
+                    failed = [(at, errno.ENETUNREACH) for at in range(len(datas))]
+                else:
+                    port.uses += len(datas)
+                    failed = self._sender.send(port.socket.fileno(), datas)
+                for at, code in failed:
+                    if code != errno.EAGAIN:
+                        self._fail(server, channel, now, int.from_bytes(datas[at][:2], "big"))
 
     def tidy(self, now: float) -> None:
         """Close what has been out of use for long enough. Call about once a second."""
@@ -146,6 +176,15 @@ class Outside:
         return port
 
     def _read_port(self, port: _Port) -> None:
+        if self._receiver is not None:
+            try:
+                datas = self._receiver.receive(port.socket.fileno())
+            except OSError:  # ICMP: nobody listens there
+                self._fail(port.server, port.channel, self._clock(), None)
+                return
+            if datas:
+                self._deliver(list(map(_marked, datas)), port.server, port.channel, self._clock())
+            return
         for _ in range(MAX_REPLIES):
             try:
                 data = port.socket.recv(0xFFFF)
@@ -154,7 +193,7 @@ class Outside:
             except OSError:  # ICMP: nobody listens there
                 self._fail(port.server, port.channel, self._clock(), None)
                 return
-            self._deliver(data, port.server, port.channel, self._clock())
+            self._deliver((data,), port.server, port.channel, self._clock())
 
     def _close_port(self, port: _Port) -> None:
         self._poller.forget(port.socket.fileno())
@@ -261,7 +300,7 @@ class Outside:
             for message in stream.framer.feed(data):
                 stream.waiting.discard(int.from_bytes(message[:2], "big"))
                 stream.used_at = stream.heard_at = now
-                self._deliver(message, stream.server, STREAM, now)
+                self._deliver((message,), stream.server, STREAM, now)
             if not stream.waiting and not self._places[stream.server].tls_name:
                 self._close_stream(stream, now)
 
@@ -284,6 +323,15 @@ class Outside:
         stream.socket.close()
         for number in stream.waiting:
             self._fail(stream.server, STREAM, now, number)
+
+
+def _socket_of(ask: Ask) -> tuple[int, int]:
+    return ask.server, ask.channel
+
+
+def _marked(data: bytes) -> bytes:
+    """A reply that may have been cut on its way in, marked as one that its server has cut: TC."""
+    return data if len(data) < SLOT else data[:2] + bytes((data[2] | 2,)) + data[3:]
 
 
 def _would_block(error: OSError) -> bool:

@@ -2,12 +2,15 @@
 
 Rule: every flight has a deadline, and the number of flights and of clients that wait for one is bounded, so the table
 empties itself if the network dies and stays small if somebody floods it.
+Deadlines stand in buckets, TICKS a second: most flights are over long before theirs, and a bucket lets go of one at
+once, where a heap would keep it until it comes to the top.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
+from math import ceil
 from struct import Struct
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -21,10 +24,14 @@ MAX_WAITERS: Final = 64
 CHANNELS: Final = 16
 """Sockets per server, each with a random port that the shell renews."""
 RANDOM_BYTES: Final = 4096
+TICKS: Final = 128
+"""Per second. A deadline is kept to the next one. A power of two, so that no rounding brings a tick before it."""
 STREAM: Final = -1
 """In the place of a channel: over TCP or TLS."""
 
 _HEAD: Final = Struct("!HHHHHH")
+_CLASS_IN: Final = b"\0\1"
+_new: Final = tuple.__new__
 
 W = TypeVar("W")
 
@@ -55,6 +62,7 @@ class Flight(Generic[W]):
         "server",
         "started",
         "strangers",
+        "tick",
         "tried",
         "try_until",
         "waiters",
@@ -78,6 +86,8 @@ class Flight(Generic[W]):
         """As it was sent, letter case included."""
         self.sent_at = self.deadline = self.try_until = now
         """`deadline`: when to look at it again; `try_until`: how long this try may take."""
+        self.tick = 0
+        """Of the wheel; 0: it is not in it."""
         self.strangers = 0
         """Replies that bore our id and not our question."""
         self.was_served_stale = False
@@ -91,9 +101,14 @@ class Pending(Generic[W]):
         self._dice = memoryview(b"")
         self._channel = 0
         self._by_key: dict[bytes, Flight[W]] = {}
-        self._by_id: dict[tuple[int, int], Flight[W]] = {}
-        self._timers: list[tuple[float, int, Flight[W]]] = []
-        self._order = 0
+        self._by_id: dict[int, Flight[W]] = {}
+        """By `server << 16 | id`."""
+        self._wheel: dict[int, dict[Flight[W], None]] = {}
+        self._ticks: list[int] = []
+        """Those that have a bucket; a heap."""
+        self.find: Final = self._by_key.get
+        """The flight that asks this already, by its key."""
+        self.find_id: Final = self._by_id.get
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -101,13 +116,9 @@ class Pending(Generic[W]):
     def __iter__(self) -> Iterator[Flight[W]]:
         return iter(list(self._by_key.values()))
 
-    def find(self, key: bytes) -> Flight[W] | None:
-        """The flight that asks this already."""
-        return self._by_key.get(key)
-
     def find_reply(self, server: int, channel: int, id: int) -> Flight[W] | None:
         """The flight that a reply with this id, from this server, on this socket, belongs to."""
-        flight = self._by_id.get((server, id))
+        flight = self._by_id.get(server << 16 | id)
         return flight if flight is not None and flight.channel == channel else None
 
     @property
@@ -121,24 +132,51 @@ class Pending(Generic[W]):
         self, flight: Flight[W], server: int, now: float, timeout_s: float, *, stream: bool, case: bool, edns: bool
     ) -> Ask:
         """Give the flight a new id (and letter case, and socket) and the message to send."""
-        self._by_id.pop((flight.server, flight.id), None)
-        dice = self._random(2 + len(flight.name))
-        number = dice[0] << 8 | dice[1]
-        while (server, number) in self._by_id:
-            number = int.from_bytes(self._random(2), "big")
-        name = mixed_case(flight.name, dice[2:]) if case else flight.name
-        flight.server, flight.id = server, number
-        flight.channel = STREAM if stream else self._channel
-        flight.question = name + flight.qtype.to_bytes(2, "big") + b"\0\1"
-        flight.tried.append(server)
-        flight.sent_at = now
-        self._by_id[server, number] = flight
-        self.arm(flight, now + timeout_s)
+        if flight.server >= 0:
+            self._by_id.pop(flight.server << 16 | flight.id, None)
+        (ask,) = self.send_all((flight,), server, now, timeout_s, case=case, edns=edns)
+        if stream:
+            flight.channel = STREAM
+            return ask._replace(channel=STREAM)
+        return ask
+
+    def send_all(
+        self, flights: Sequence[Flight[W]], server: int, now: float, timeout_s: float, *, case: bool, edns: bool
+    ) -> list[Ask]:
+        """The same for flights that have not been sent before, all to one server; their letters are mixed in one go."""
+        by_id, base, channel = self._by_id, server << 16, self._channel
+        names = b"".join([flight.name for flight in flights])
+        if case:
+            names = mixed_case(names, self._random(len(names)))
+        ids = self._random(2 * len(flights))
+        deadline = now + timeout_s
+        bucket = self._bucket(tick := ceil(deadline * TICKS))
         # AD: we want to know (RFC 6840 5.7); who among the clients sees it is decided when the answer is served.
-        flags = RD | AD | (CD if flight.flags & 2 else 0)
-        head = _HEAD.pack(number, flags, 1, 0, 0, int(edns))
-        opt = opt_record(0, DO if flight.flags & 1 else 0, size=UDP_SIZE) if edns else b""
-        return Ask(server, flight.channel, head + flight.question + opt)
+        heads = [_HEAD.pack(0, RD | AD | cd, 1, 0, 0, int(edns))[2:] for cd in (0, CD)]
+        opts = [opt_record(0, do, size=UDP_SIZE) if edns else b"" for do in (0, DO)]
+        asks: list[Ask] = []
+        at = id_at = 0
+        for flight in flights:
+            id_bytes = ids[id_at : id_at + 2]
+            number = id_bytes[0] << 8 | id_bytes[1]
+            while base | number in by_id:
+                id_bytes = self._random(2)
+                number = id_bytes[0] << 8 | id_bytes[1]
+            id_at += 2
+            until = at + len(flight.name)
+            flight.question = question = names[at:until] + flight.key[-3:-1] + _CLASS_IN
+            at = until
+            flight.server, flight.id, flight.channel = server, number, channel
+            flight.tried.append(server)
+            flight.sent_at, flight.try_until = now, deadline
+            by_id[base | number] = flight
+            if flight.tick:
+                self._wheel[flight.tick].pop(flight, None)
+            flight.deadline, flight.tick = deadline, tick
+            bucket[flight] = None
+            flags = flight.flags
+            asks.append(_new(Ask, (server, channel, id_bytes + heads[flags >> 1] + question + opts[flags & 1])))
+        return asks
 
     def change_channel(self) -> None:
         """The next questions go by another socket: one for all that are sent in one go, so that few are to be read."""
@@ -147,36 +185,49 @@ class Pending(Generic[W]):
     def _random(self, size: int) -> bytes:
         """Random octets, each given once. The kernel is asked for many at a time: a system call costs 2 us."""
         if len(self._dice) < size:
-            self._dice = memoryview(self._random_source(RANDOM_BYTES))
+            self._dice = memoryview(self._random_source(max(size, RANDOM_BYTES)))
         found, self._dice = self._dice[:size], self._dice[size:]
         return found.tobytes()
 
     def arm(self, flight: Flight[W], deadline: float) -> None:
-        """Wake the flight up at `deadline`, and no earlier."""
-        flight.deadline = deadline
-        self._order += 1
-        heappush(self._timers, (deadline, self._order, flight))
+        """Wake the flight up at `deadline` (the next tick), and no earlier."""
+        if flight.tick:
+            self._wheel[flight.tick].pop(flight, None)
+        flight.deadline, flight.tick = deadline, ceil(deadline * TICKS)
+        self._bucket(flight.tick)[flight] = None
 
     def close(self, flight: Flight[W]) -> None:
         """The flight is over."""
         self._by_key.pop(flight.key, None)
-        self._by_id.pop((flight.server, flight.id), None)
+        if flight.server >= 0:
+            self._by_id.pop(flight.server << 16 | flight.id, None)
+        if flight.tick:
+            self._wheel[flight.tick].pop(flight, None)
+            flight.tick = 0
         flight.deadline = 0.0
 
     def next_timer(self) -> float | None:
         """When `due` has something to say; None: nothing is in flight."""
-        while self._timers and self._timers[0][0] != self._timers[0][2].deadline:
-            heappop(self._timers)  # closed, or armed anew since
-        return self._timers[0][0] if self._timers else None
+        ticks, wheel = self._ticks, self._wheel
+        while ticks and not wheel[ticks[0]]:
+            del wheel[heappop(ticks)]
+        return ticks[0] / TICKS if ticks else None
 
     def due(self, now: float) -> list[Flight[W]]:
         """Flights whose deadline has passed; each must be armed or closed now."""
-        found = []
+        found: list[Flight[W]] = []
         while (at := self.next_timer()) is not None and at <= now:
-            flight = heappop(self._timers)[2]
-            flight.deadline = 0.0  # so that it is not found twice if it was armed twice for the same moment
-            found.append(flight)
+            for flight in self._wheel.pop(heappop(self._ticks)):
+                flight.deadline, flight.tick = 0.0, 0
+                found.append(flight)
         return found
+
+    def _bucket(self, tick: int) -> dict[Flight[W], None]:
+        bucket = self._wheel.get(tick)
+        if bucket is None:
+            bucket = self._wheel[tick] = {}
+            heappush(self._ticks, tick)
+        return bucket
 
 
 def mixed_case(name: bytes, dice: bytes) -> bytes:

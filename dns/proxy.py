@@ -1,17 +1,19 @@
 """The DNS hook's core: queries and replies in, answers, questions to upstreams and records out. Sans-I/O.
 
-Order of calls: `receive_query`, `receive_reply`, `receive_failure` as things come in; `handle_timer` when `next_timer`
-says so; after each of them `asks`, `replies` and `events` give what there is to do. `now` is seconds of CLOCK_BOOTTIME.
+Order of calls: `receive_query`, `receive_replies`, `receive_failure` as things come in; `handle_timer` when
+`next_timer` says so; after each of them `asks`, `replies` and `events` give what there is to do. `now` is seconds of
+CLOCK_BOOTTIME.
 Rule: every query that can be read gets exactly one record, when it is answered or given up (what a client asks beyond
 its rate is folded into one); whatever a peer sends, nothing is raised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from struct import Struct
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
-from dns import answer, screen
+from dns import answer, screen, usual
 from dns.answer import Ede
 from dns.cache import Cache, Entry, key_of
 from dns.learn import full_rcode, learn
@@ -22,10 +24,13 @@ from dns.special import Fate, SpecialNames
 from dns.upstream import STREAM_TIMEOUT_S, Server, Where, choose
 from dns.wire import (
     AD,
+    CD,
     HEADER,
     IN,
     OPCODE,
     QR,
+    RA,
+    RD,
     TC,
     Header,
     Option,
@@ -71,8 +76,13 @@ _REFUSED_TYPES: Final = frozenset(
     map(int, (Type.AXFR, Type.IXFR, Type.MAILA, Type.MAILB, Type.TKEY, Type.TSIG, Type.OPT, 0))
 )
 _ANY: Final = int(Type.ANY)
+_ADDRESS_TYPES: Final = (Type.A, Type.AAAA, Type.HTTPS)
+"""What browsers ask for."""
+_HEAD: Final = Struct("!HHHHHH")
+_PLAIN_OPT: Final = answer.opt_record(0, 0)
 # An enum's members are slow to get at on Python 3.11.
 _BLOCK, _REFUSE, _REWRITE = Verdict.BLOCK, Verdict.REFUSE, Verdict.REWRITE
+_ALLOW, _DEFAULT = ALLOWED.verdict, ALLOWED.reason
 _ORDINARY, _LOCAL = Fate.ORDINARY, Fate.LOCAL
 _ANSWERS: Final = (Rcode.NOERROR, Rcode.NXDOMAIN)
 _DISLIKES_EDNS: Final = (Rcode.FORMERR, Rcode.NOTIMP, Rcode.BADVERS)
@@ -182,6 +192,8 @@ class Proxy:
         """A bit for the hash of each question that was asked."""
         self._known_count = 0
         self._events: list[Event] = []
+        self._fresh: list[Flight[_Waiter]] = []
+        """Flights that have not been sent yet: all of a turn go in one go."""
         self._asks: list[Ask] = []
         self._replies: list[Reply] = []
 
@@ -194,6 +206,10 @@ class Proxy:
 
     def asks(self) -> list[Ask]:
         """Messages for the upstreams since the last call."""
+        if self._fresh:
+            fresh, self._fresh = self._fresh, []
+            for among in {flight.among for flight in fresh}:
+                self._start([flight for flight in fresh if flight.among is among])
         asks, self._asks = self._asks, []
         if asks:
             self.pending.change_channel()
@@ -206,7 +222,7 @@ class Proxy:
 
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called; None: nothing is in flight."""
-        return self.pending.next_timer()
+        return self._fresh[0].started if self._fresh else self.pending.next_timer()
 
     # Policy.
 
@@ -253,6 +269,39 @@ class Proxy:
     def receive_query(self, data: bytes, peer: Peer, now: float) -> Reply | None:
         """One message from a client. None: it must wait for an upstream, or gets no answer at all."""
         self.counters["queries"] += 1
+        if (read := usual.read_query(data)) is None:
+            return self._receive_unusual(data, peer, now)
+        if not self.limiter.charge(peer.address, 1, now):
+            self._over_limit(data, peer, now)
+            return None
+        query, name = read
+        who = peer.address
+        mac = self._macs.get(who, b"")
+        client = self._clients.get(who)
+        if client is None or client.mac != mac:
+            client = self._client(who, mac)
+        _, flags, wire_name, qtype, _, _, edns = query
+        decision = _UNDECIDED
+        if edns is None or edns.version == 0:
+            offset = self.wall_offset
+            decision = self._decider.decide(name, client.group, None if offset is None else now + offset)
+        # As in `_waiter`: a message like this one has no options, and its name is in lower case or it is not.
+        is_hot = not peer.is_stream and data.startswith(wire_name, HEADER) and self._is_known(data)
+        waiter = _new(_Waiter, (query, peer, client, who, name, decision, now, is_hot))
+        if decision is not ALLOWED or qtype not in _ADDRESS_TYPES or not self._special.is_ordinary(name):
+            return self._serve(waiter, now)
+        # As in `_resolve`, for what nobody has asked before.
+        flags = (0 if edns is None else edns.flags >> 15) | flags >> 3 & 2  # DO, CD
+        key = key_of(wire_name, qtype, flags)
+        if self.pending.find(key) is not None or self.pending.is_full or self.cache.find(key) is not None:
+            return self._resolve(waiter, self._outside, now)
+        flight: Flight[_Waiter] = Flight(key, wire_name, qtype, flags, self._outside, now)
+        self.pending.add(flight)
+        flight.waiters.append(waiter)
+        self._fresh.append(flight)
+        return None
+
+    def _receive_unusual(self, data: bytes, peer: Peer, now: float) -> Reply | None:
         try:
             header = read_header(data)
             if header.flags & QR:
@@ -390,7 +439,8 @@ class Proxy:
                 name = to_wire(decision.target)
             except WireError:  # a target that is no name is a mistake in the policy; it must not open the gate
                 return self._own(waiter, now, Rcode.SERVFAIL, reason=decision.reason, rule=decision.rule)
-        flags = (query.edns is not None and query.edns.flags >> 15) | query.flags >> 3 & 2  # DO, CD
+        edns = query.edns
+        flags = (0 if edns is None else edns.flags >> 15) | query.flags >> 3 & 2  # DO, CD
         key = key_of(name, query.qtype, flags)
         entry = self.cache.find(key)
         if entry is not None and entry.expires_s > now:
@@ -416,6 +466,20 @@ class Proxy:
             self.pending.arm(flight, min(flight.deadline, now + STALE_AFTER_S))
         return None
 
+    def _start(self, flights: list[Flight[_Waiter]]) -> None:
+        """Send questions for the first time, all to the server whose turn it is."""
+        now = flights[-1].started
+        at = choose(self.servers, flights[0].among, (), now)
+        server = self.servers[at]
+        if server.where.tls_name:
+            for flight in flights:
+                self._ask(flight, now)
+            return
+        self.counters["asked"] += len(flights)
+        self._asks += self.pending.send_all(
+            flights, at, now, server.timeout_s, case=server.keeps_case, edns=server.has_edns
+        )
+
     def _ask(self, flight: Flight[_Waiter], now: float, *, stream: bool = False) -> None:
         """Send the question, to the server whose turn it is, or again to the same one over a stream."""
         at = flight.server if stream else choose(self.servers, flight.among, flight.tried, now)
@@ -431,8 +495,98 @@ class Proxy:
             )
         )
 
+    def receive_replies(self, datas: Sequence[bytes], server: int, channel: int, now: float) -> None:
+        """Messages from an upstream, as many as there were on the socket `channel` (or STREAM)."""
+        find, base, settings = self.pending.find_id, server << 16, self.settings
+        second, sent_at = int(now), -1.0
+        for data in datas:
+            flight = find(base | int.from_bytes(data[:2], "big"))
+            # DNSSEC's askers are given more than answers.
+            if (
+                flight is None
+                or flight.channel != channel
+                or flight.flags & 1
+                or not data.startswith(flight.question, HEADER)
+                or (read := usual.read_reply(data, end := HEADER + len(flight.question), flight.qtype)) is None
+            ):
+                self._receive_unusual_reply(data, server, channel, now)
+                continue
+            records, until, ttl, addresses, is_plain = read
+            is_clean = (
+                is_plain
+                and len(addresses) <= screen.MAX_CHECKED
+                and _MAYBE_INSIDE.isdisjoint([address[0] for address in addresses])
+            )
+            sight = None
+            if not is_clean:
+                try:
+                    sight = screen.look(data, records)
+                except WireError:
+                    self._receive_unusual_reply(data, server, channel, now)
+                    continue
+            sent_at = flight.sent_at
+            ttl = min(max(ttl, settings.min_ttl_s), settings.max_ttl_s)
+            body = data[end:until]
+            entry = _new(Entry, (second, second + ttl, (data[3] & AD) << 8, len(records), 0, body))
+            if ttl:
+                self.cache.put(flight.key, entry)
+            self.pending.close(flight)
+            waiters, flight.waiters = flight.waiters, []
+            told = max(0, int(second + ttl - now)).to_bytes(4, "big")
+            if len(records) == 1:
+                stamped = body[:6] + told + body[10:]
+            else:
+                stamped = _stamped(body, records, end, told)
+            for waiter in waiters:
+                if (
+                    waiter.decision is ALLOWED
+                    and not waiter.is_hot
+                    and not (sight is not None and sight.has_ech and waiter.client.strip_ech)
+                ):
+                    if sight is None:
+                        is_fine = not self._are_blocked(addresses, waiter.client.group, now)
+                    else:
+                        is_fine = self._objection(waiter, sight, now) is None
+                    if is_fine:
+                        self._hand_on(waiter, entry, stamped, addresses, now)
+                        continue
+                whole = _Read(data[:end] + body, records)
+                self._replies.append(self._deliver(waiter, entry, now, cached=False, read=whole))
+        if sent_at >= 0:
+            self.servers[server].answered(now - sent_at)
+
+    def _are_blocked(self, addresses: tuple[bytes, ...], group: int, now: float) -> bool:
+        wall, decide = self._wall(now), self._decider.decide_address
+        return True in [decide(address, group, wall).verdict is _BLOCK for address in addresses]
+
+    def _hand_on(self, waiter: _Waiter, entry: Entry, body: bytes, addresses: tuple[bytes, ...], now: float) -> None:
+        """An answer just learned, to one who asked for it, with nothing to be changed in it: `_shape` and `_finish`."""
+        query, peer, client, who, name, _, asked_at, _ = waiter
+        number, asked_flags, _, qtype, _, question, edns = query
+        flags = QR | RA | asked_flags & (RD | CD)
+        if entry.flags and answer.wants_ad(query):
+            flags |= AD
+        data = _HEAD.pack(number, flags, 1, entry.answers, 0, 0 if edns is None else 1) + question + body
+        if edns is not None:
+            data += answer.opt_record(0, 0, self._options(query)) if edns.options else _PLAIN_OPT
+        if len(data) > answer.MIN_SIZE:
+            data = data[:2] + answer.fitted(query, data[2:], is_stream=peer.is_stream)
+        kept = addresses if len(addresses) <= MAX_ANSWERS else addresses[:MAX_ANSWERS]
+        latency_ms = max(0, int((now - asked_at) * 1000))
+        self._events.append(
+            _new(
+                Dns,
+                (int(now * 1000), who, name.decode("ascii"), qtype, 0, _ALLOW, _DEFAULT, "", client.name, kept, False,
+                 latency_ms, client.mac, ""),
+            )
+        )  # fmt: skip
+        self._replies.append(_new(Reply, (data, peer, None)))
+
     def receive_reply(self, data: bytes, server: int, channel: int, now: float) -> None:
         """One message from an upstream, on the socket `channel` (or STREAM)."""
+        self.receive_replies((data,), server, channel, now)
+
+    def _receive_unusual_reply(self, data: bytes, server: int, channel: int, now: float) -> None:
         try:
             header = read_header(data)
             flight = self.pending.find_reply(server, channel, header.id)
@@ -640,7 +794,7 @@ class Proxy:
             alias = Alias(query.name, name, ttl) if is_alias else None
             body = reassemble(data, records, query.name, strip_ech=client.strip_ech, alias=alias, ttl=ttl)
         else:
-            body = answer.Body(_stamp(data, records, end, ttl), *counts, flags)
+            body = answer.Body(_stamped(data[end:], records, end, ttl.to_bytes(4, "big")), *counts, flags)
         rcode = entry.flags & 0xFFF
         ede = answer.STALE if is_stale else None
         full = answer.tail(query, rcode, body, ede, self._options(query))
@@ -720,12 +874,13 @@ def stamped(expires_s: float, now: float) -> tuple[int, int]:
     return max(0, int(expires_s - until)), until
 
 
-def _stamp(data: bytes, records: Iterable[Record], end: int, ttl: int) -> bytes:
-    stamped = bytearray(data)
-    text = ttl.to_bytes(4, "big")
+def _stamped(body: bytes, records: Iterable[Record], start: int, ttl: bytes) -> bytes:
+    """Octets that stood at `start` of a message, with another TTL in all records."""
+    found = bytearray(body)
     for record in records:
-        stamped[record.data - 6 : record.data - 2] = text
-    return bytes(stamped[end:])
+        at = record.data - start
+        found[at - 6 : at - 2] = ttl
+    return bytes(found)
 
 
 def _told_client(query: Query, who: bytes, mac: bytes) -> tuple[bytes, bytes]:
@@ -748,6 +903,8 @@ def _packed(text: str) -> bytes:
     return ip_address(text).packed
 
 
+_MAYBE_INSIDE: Final = frozenset((0, 10, 100, 127, 169, 172, 192, 252, 253, 254))
+"""First octets of all addresses, 4 or 16 octets long, that `screen.is_inside` may say yes to."""
 _LOOPBACKS: Final = (b"\x7f\0\0\1", bytes(15) + b"\1")
 _NULLS: Final = (bytes(4), bytes(16))
 _REBIND: Final = Decision(Verdict.BLOCK, Reason.REBIND, "rebind")

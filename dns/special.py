@@ -67,6 +67,11 @@ class SpecialNames:
         self._fates |= {to_wire(name): Fate.LOCAL for name in local_domains}
         self._tops = {present(parents(name)[-2]) for name in self._fates}
 
+    def is_ordinary(self, text: bytes) -> bool:
+        """Is it certain from the top-level domain alone that a name is resolved like any other?"""
+        _, dot, top = text.rpartition(b".")
+        return bool(dot) and top not in self._tops
+
     def fate_of(self, name: bytes, text: bytes, qtype: int) -> Fate:
         """What becomes of a question for this name; `text` is its presentation form."""
         _, dot, top = text.rpartition(b".")

@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Final
 
-from dns.batch import BatchDoor, SystemCalls
+from dns.batch import BatchDoor
 from dns.door import Admission, TcpDoor, UdpDoor, Way, dropped, tcp_socket, udp_socket
 from dns.hot import HotCache
 from dns.link import Link
+from dns.mmsg import SystemCalls
 from dns.outside import Outside
 from dns.proxy import Proxy
 from policy.config import DnsConfig
@@ -117,16 +118,17 @@ class _Loop:
         self._handlers: dict[int, Callable[[int], None]] = {}
         self.watch(signal_reader, select.EPOLLIN, lambda _: _empty(signal_reader))
         self.proxy = Proxy(settings, decider, os.urandom)
+        self._calls = _system_calls()
         self._outside = Outside(
             [server.where for server in self.proxy.servers],
             self,
-            self.proxy.receive_reply,
+            self.proxy.receive_replies,
             self.proxy.receive_failure,
             now,
+            calls=self._calls,
         )
         self._admission = Admission(lan, now)
         self._hot = HotCache(settings.hot_bytes, link.put_folded, self.proxy.limiter)
-        self._calls = _system_calls()
         self._udp: list[UdpDoor | BatchDoor] = []
         self._tcp: list[TcpDoor] = []
         self._open()
@@ -252,8 +254,7 @@ class _Loop:
 
     def _send(self, at: float) -> None:
         while asks := self.proxy.asks():
-            for ask in asks:
-                self._outside.send(ask, at)
+            self._outside.send_all(asks, at)
         for reply in self.proxy.replies():
             way: Way = reply.peer.route  # type: ignore[assignment]  # the doors put it there; the core does not look
             way.send(reply)

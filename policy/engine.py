@@ -41,6 +41,8 @@ MAX_CLIENTS: Final = 65536
 """Addresses whose group is remembered: a /16 of clients. Beyond that the memory starts anew."""
 MAX_OUTCOMES: Final = 4096
 """Combinations whose outcome is remembered, for each set of masks; some 150 octets each."""
+MAX_SILENT: Final = 4096
+"""Parents remembered, for each state, of which neither rules nor lists say anything: a site's names come in dozens."""
 MAX_STATES: Final = 256
 """States remembered, so that a bell that rings every hour builds nothing."""
 
@@ -100,8 +102,8 @@ class _State:
     """What holds for a group from `begin` until `until`."""
 
     __slots__ = (
-        "begin", "below", "ceiling", "default", "explicit", "masks", "nets", "outcomes", "safe", "until", "urls",
-        "whole",
+        "begin", "below", "ceiling", "default", "explicit", "masks", "nets", "outcomes", "safe", "silent", "until",
+        "urls", "whole",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -118,6 +120,8 @@ class _State:
         self.below: dict[bytes, Outcome] = {}
         """Of the first image, within reach of the hot path."""
         self.default: Decision = ALLOWED
+        self.silent: set[bytes] = set()
+        """Parents that nothing is said about, and nothing about any above them: only the name below is to be asked."""
         self.ceiling: int = _IMPORTANT_ALLOW
         """The highest rank that anything in the first image can have: when it is reached, no parent need be asked."""
 
@@ -167,6 +171,7 @@ class Engine:
         self._salt, self._index_at, self._shift = b"", 0, 32
         self._buffer: Buffer = b""
         self._find: Callable[[bytes, int, int], int] = b"".find
+        self._ranged = tuple((index, image) for index, image in enumerate(self.images) if image.has_ranges)
         self._has_more = len(self.images) > 1 or any(image.has_tops for image in self.images)
         if self.images:
             image = self.images[0]
@@ -213,10 +218,20 @@ class Engine:
                                 if not rest:
                                     return self._weigh(name, state) if self._has_more else decision
                             return self._weigh(name, state)
+            if rest in state.silent:
+                if best == _NOTHING:
+                    return decision
+                break
             suffix = rest
             rest = rest.partition(b".")[2]
         if suffix in explicit or self._has_more:
             return self._weigh(name, state)
+        if best == _NOTHING:
+            # `name` is a parent of nobody here: of what is below it, its own entry may yet speak.
+            if len(state.silent) >= MAX_SILENT:
+                state.silent.clear()
+            state.silent.add(name.partition(b".")[2])
+            return decision
         if best == _LOG and state.default.verdict is Verdict.BLOCK:
             return state.default
         return decision
@@ -256,7 +271,9 @@ class Engine:
 
     def decide_address(self, address: bytes, group: int, now_s: float | None) -> Decision:
         """Decide an address by the rules' and the lists' ranges. Windows and defaults are not asked: see `decide`."""
-        state = self.state_at(group, now_s)
+        state = self._states[group]
+        if now_s is None or not state.begin <= now_s < state.until:
+            state = self._turn(group, now_s)
         if state.nets:
             bits, number = 8 * len(address), int.from_bytes(address, "big")
             best: tuple[int, Decision] | None = None
@@ -266,7 +283,7 @@ class Engine:
             if best is not None:
                 return best[1]
         rank, decision = _SILENT
-        for index, image in enumerate(self.images):
+        for index, image in self._ranged:
             key = image.find_address(address)
             if key:
                 outcome = state.outcomes[index].address.get(key)

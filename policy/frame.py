@@ -170,6 +170,8 @@ _INNER: Final[dict[str, type]] = {
     "tuple[str, ...]": str,
     "tuple[tuple[str, int], ...]": tuple,
 }
+_PACKER: Final = msgpack.Packer()
+"""One for all: `packb` makes a new one each time, with a buffer of a megabyte."""
 _TUPLES: Final = {
     kind: [(at, _INNER[text]) for at, text in enumerate(_annotations(kind)) if text in _INNER] for kind in _SHAPES
 }
@@ -177,7 +179,7 @@ _TUPLES: Final = {
 
 def event_bytes(event: Event) -> bytes:
     """One record as it stands in an EVENTS frame."""
-    return cast(bytes, msgpack.packb((TAG_OF[type(event)], *event)))
+    return cast(bytes, _PACKER.pack((TAG_OF[type(event)], *event)))
 
 
 def hello_frame(hello: Hello) -> bytes:
@@ -372,9 +374,6 @@ def _seq(value: int) -> int:
     if not 0 < value < 1 << 63:
         raise FrameError(f"frame: sequence number {value}")
     return value
-
-
-_PACKER: Final = msgpack.Packer()
 
 
 def _array_head(count: int) -> bytes:

@@ -246,6 +246,7 @@ class Image:
         self.slots, self.meta = self._read_text()
         self._v4 = _u32_view(buffer, self._at(Part.V4_STARTS), self._length(Part.V4_STARTS))
         self._v6 = _Rows(buffer, self._at(Part.V6), self._length(Part.V6), V6_ROW, 16)
+        self.has_ranges: Final = bool(len(self._v4) or len(self._v6))
         self._urls = _Rows(buffer, self._at(Part.URL_HOSTS), self._length(Part.URL_HOSTS), URL_ROW, 8)
 
     def find(self, name: bytes) -> bytes:

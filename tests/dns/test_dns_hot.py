@@ -10,9 +10,10 @@ import pytest
 from policy_of_test import DictDecider
 from questions import answers, query, read, record, reply
 
-from dns.batch import BATCH, BatchDoor, MMsgHdr, SystemCalls
+from dns.batch import BatchDoor
 from dns.door import Admission, UdpDoor, dropped, udp_socket
 from dns.hot import HotCache
+from dns.mmsg import BATCH, MMsgHdr, SystemCalls
 from dns.proxy import Peer, Proxy
 from policy.config import DnsConfig
 from policy.event import Dns

@@ -72,14 +72,17 @@ def test_what_is_made_without_its_constructor_has_all_its_fields(monkeypatch):
         assert len(values) == len(kind._fields), kind
         return tuple.__new__(kind, values)
 
-    monkeypatch.setattr("dns.proxy._new", checked)
-    monkeypatch.setattr("dns.wire._new", checked)
+    for module in ("proxy", "wire", "usual", "pending"):
+        monkeypatch.setattr(f"dns.{module}._new", checked)
     proxy = core()
-    ask(proxy)
-    answered(proxy, A4)
-    (event,) = proxy.events()
-    assert Dns(**event._asdict()) == event
-    assert {kind.__name__ for kind in made} == {"Dns", "Header", "Query", "Record", "_Waiter"}
+    for qtype in (1, 16):  # the usual way, and the other
+        ask(proxy, qtype=qtype)
+        answered(proxy, A4)
+        (event,) = proxy.events()
+        assert Dns(**event._asdict()) == event
+    assert {kind.__name__ for kind in made} == {
+        "Ask", "Dns", "Entry", "Header", "Query", "Record", "Reply", "UsualReply", "_Waiter",
+    }  # fmt: skip
 
 
 def test_two_who_ask_the_same_share_one_question():

@@ -211,7 +211,12 @@ def test_dns_over_tls_keeps_one_connection_and_checks_the_name(tls_server, name,
     trusting = ssl.create_default_context(cafile=str(certificate))
     got, failed, wires = [], [], Wires()
     outside = Outside(
-        [Where("127.0.0.1", port, name)], wires, lambda *a: got.append(a), lambda *a: failed.append(a), now, trusting
+        [Where("127.0.0.1", port, name)],
+        wires,
+        lambda datas, *a: got.extend((data, *a) for data in datas),
+        lambda *a: failed.append(a),
+        now,
+        trusting,
     )
     for number in range(5):
         outside.send(Ask(0, STREAM, query("www.example.org", number=number)), now())
