@@ -15,6 +15,7 @@ from nfq.hook import Hook, Mark, Now, Reset
 from nfq.page import Pages
 from nfq.queue import open_queue
 from nfq.reset import answer_segment, reset_segment
+from nfq.turn import wait_for_turn
 from policy.config import NfqConfig
 from policy.errors import GatehouseError
 from policy.event import Event, Flow
@@ -64,6 +65,7 @@ def run(
         has_pages=settings.page,
     )
     link.counters = lambda: hook.counters
+    wait_for_turn()
     queue = open_queue(settings.binding, settings.queue_first + worker, fail_open, settings.queue_length)
     lowest = settings.mark_mask & -settings.mark_mask
     reader, writer = socket.socketpair()
