@@ -82,6 +82,8 @@ MAX_CACHED: Final = 2048
 """Decisions remembered per worker, a name and an address each: 0.4 MB. Most visits go where others just went."""
 MAX_PATH_CACHED: Final = 128
 """Characters: a longer path is seldom asked for twice."""
+MAX_FIRST: Final = 8192
+"""Octets of a packet that surely leaves room in its flow for more."""
 MAX_RESETS: Final = 1024
 """Resets and pages that wait for the shell in one batch; a batch has 32 packets."""
 new_tuple: Final = tuple.__new__
@@ -185,6 +187,18 @@ class Hook:
                                 self._blind[8] = self._blind.get(8, 0) + 1
                             self._put_row((template, src + mac, sport, now[1]))
                             return 1
+                elif hello == tls.NEED_MORE and len(data) < MAX_FIRST:
+                    # The first segment of a hello in several, as the long way would take it in.
+                    self._packets += 1
+                    stream = Stream(seq)
+                    stream.add(seq, data[start:])
+                    pending = Pending(now[0], mac, stream, None)
+                    pending.packets = 1
+                    flows.begin(key, pending)
+                    flows.grew(pending.size)
+                    if flows.is_crowded:
+                        self.handle_timer(now)
+                    return 0
         self._packets += 1
         return self._receive(data, mac, now)
 
@@ -321,6 +335,18 @@ class Hook:
     def _decide(self, key: Key, packet: Packet, mac: bytes, sight: Sight, now: Now) -> int:
         decider = self.decider
         group = decider.group_of(packet.src, mac)
+        what = None
+        if sight.seen == Seen.TLS and sight.name and sight.blind not in _UNDECIDABLE:
+            what = (sight.name, packet.dst, packet.dport, group, bool(sight.blind))
+            if now.wall_s is not None and now.wall_s < self._cache_until.get(group, 0.0):
+                template = self._templates.get(what)
+                if template is not None:
+                    self._flows_seen += 1
+                    if sight.blind:
+                        self._blind[sight.blind] = self._blind.get(sight.blind, 0) + 1
+                    self._flows.decide(key, _ALLOW, packet.seq)
+                    self._put_row((template, packet.src + mac, packet.sport, now.boottime_ms))
+                    return _ALLOW
         if sight.blind in _UNDECIDABLE:
             known = self._fail(sight, group)
         elif sight.seen == Seen.HTTP and sight.name:
@@ -334,8 +360,7 @@ class Hook:
         flow = self._record(key, mac, sight, known, now)
         if mark != _ALLOW:
             self._block(packet, sight, known.decision)
-        elif sight.seen == Seen.TLS and sight.name and len(packet.src) == 4:
-            what = (sight.name, packet.dst, packet.dport, group, bool(sight.blind))
+        elif what is not None:
             self._remember(what, flow, group, now.wall_s)
         return mark
 

@@ -228,6 +228,18 @@ def test_a_flow_like_another_is_handed_over_as_a_row_that_says_the_same() -> Non
     assert hook.counters["flows"] == len(packets)
 
 
+def test_a_hello_in_two_segments_is_a_row_too_the_second_time() -> None:
+    records: list[Flow] = []
+    rows: list[Row] = []
+    hook = Hook(Rules(), records.append, rows.append)
+    for sport in (40000, 40001):
+        assert hook.receive(segment(HELLO[:60], seq=7, sport=sport), MAC, at(1)) == Mark.UNDECIDED
+        assert hook.counters["pending"] == 1
+        assert hook.receive(segment(HELLO[60:], seq=67, sport=sport), MAC, at(1)) == Mark.ALLOW
+        assert (hook.counters["pending"], hook.counters["pending_bytes"]) == (0, 0)
+    assert flows_of(fold(rows)) == [records[0]._replace(sport=40001)]
+
+
 def test_a_reload_or_another_hour_forgets_what_was_allowed() -> None:
     for payload, name in ((HELLO, b"www.example.org"), (REQUEST, b"www.example.org/a")):
         records: list[Flow] = []
