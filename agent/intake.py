@@ -9,12 +9,13 @@ a frame the ring holds. A frame that comes again, because we or the link died in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias, overload
 
 from policy.errors import FrameError, StorageError
 from policy.event import Dns, Event, Flood, Flow, Gap, Maintenance, Nat
-from policy.frame import Ack, Beat, Bye, Events, Folded, Hello, Stream, read_up
+from policy.frame import Ack, Beat, Bye, Events, Folded, FoldedFlows, Hello, Stream, read_up, unfold
 
 SILENCE_MS: Final = 2_000
 """A worker that has said nothing for so long hangs: it would hold its queue's packets for ever, bypass or not."""
@@ -31,7 +32,7 @@ class Visibility(Protocol):
 
     def learn(self, device: bytes, dns: Dns, at_ms: int = -1) -> None: ...
 
-    def settle(self, device: bytes, flow: Flow) -> Flow: ...
+    def settle(self, device: bytes, flow: Flow, times: int = 1) -> Flow: ...
 
 
 class Ring(Protocol):
@@ -41,13 +42,14 @@ class Ring(Protocol):
 
     def add_folded(
         self,
-        templates: Sequence[Dns],
+        templates: Sequence[Dns] | Sequence[Flow],
         which: Sequence[int],
         at_ms: Sequence[int],
         whos: Sequence[Who],
         who: Sequence[int],
         source: bytes = b"",
         seq: int = 0,
+        ports: Sequence[int] = (),
     ) -> None: ...
 
     def marks(self) -> Mapping[bytes, int]: ...
@@ -162,7 +164,7 @@ class Intake:
                 peer.left = True
                 self._forget([_source(peer.hello, stream) for stream in Stream])
                 return self._note(now_ms, "stop", _name(peer.hello), "ok", f"pid {peer.pid}")
-            case Events() | Folded():
+            case Events() | Folded() | FoldedFlows():
                 return self._take(connection, peer.hello, frame)
 
     def disconnected(self, connection: int) -> None:
@@ -246,7 +248,7 @@ class Intake:
             *self._note(now_ms, "crash", name, "restarted", f"after {now_ms - from_ms} ms"),
         )
 
-    def _take(self, connection: int, hello: Hello, frame: Events | Folded) -> Sequence[Event]:
+    def _take(self, connection: int, hello: Hello, frame: Events | Folded | FoldedFlows) -> Sequence[Event]:
         source = _source(hello, frame.stream)
         if frame.seq <= self._marks.get(source, 0):
             self.counters["repeated"] += 1
@@ -260,6 +262,8 @@ class Intake:
         if isinstance(frame, Events):
             events: Sequence[Event] = self._capture([self._complete(event) for event in frame.events])
             self._ring.add(events, source, frame.seq)
+        elif isinstance(frame, FoldedFlows):
+            events = self._take_flows(frame, source)
         else:
             events = self._take_folded(frame, source)
         self.pending += len(events)
@@ -327,6 +331,37 @@ class Intake:
         self._ring.add(kept, source, frame.seq)
         return kept
 
+    def _take_flows(self, frame: FoldedFlows, source: bytes) -> Sequence[Event]:
+        """Flows that are alike but for time and source port are compared with the look-ups once."""
+        first_ms, last_ms = min(frame.at_ms), max(frame.at_ms)
+        whos: list[Who] = []
+        is_one_each = True
+        for client, seen_mac in frame.clients:
+            if seen_mac:
+                self._learn(client, seen_mac)
+            known = self._identify(client)
+            mac = seen_mac or known.mac
+            session = self._session(client, mac, known, last_ms)
+            is_one_each = is_one_each and session == self._session(client, mac, known, first_ms)
+            whos.append((client, mac, session))
+        if not (is_one_each and self._takes_all()):
+            events = self._capture([self._complete(flow) for flow in unfold(frame)])
+            self._ring.add(events, source, frame.seq)
+            return events
+        pairs = list(zip(frame.which, frame.who, strict=True))
+        settled: list[Flow] = []
+        place: dict[tuple[int, int], int] = {}
+        for pair, times in Counter(pairs).items():
+            client, mac, session = whos[pair[1]]
+            flow = frame.templates[pair[0]]._replace(at_ms=last_ms, client=client, mac=mac, session=session)
+            if self._visibility is not None:
+                flow = self._visibility.settle(mac or client, flow, times)
+            place[pair] = len(settled)
+            settled.append(flow)
+        which = [place[pair] for pair in pairs]
+        self._ring.add_folded(settled, which, frame.at_ms, whos, frame.who, source, frame.seq, frame.ports)
+        return _UnfoldedFlows(settled, which, frame.at_ms, frame.ports)
+
     def _who_each(self, frame: Folded, whos: Sequence[Who | None]) -> Iterator[Who]:
         for at_ms, place in zip(frame.at_ms, frame.who, strict=True):
             who = whos[place]
@@ -369,6 +404,27 @@ class _Unfolded(Sequence[Event]):
         client, mac, session = self._whos[frame.who[at]]
         template = frame.templates[frame.which[at]]
         return template._replace(at_ms=frame.at_ms[at], client=client, mac=mac, session=session)
+
+
+class _UnfoldedFlows(Sequence[Event]):
+    """The same for flows."""
+
+    def __init__(
+        self, settled: Sequence[Flow], which: Sequence[int], at_ms: Sequence[int], ports: Sequence[int]
+    ) -> None:
+        self._settled, self._which, self._at_ms, self._ports = settled, which, at_ms, ports
+
+    def __len__(self) -> int:
+        return len(self._which)
+
+    @overload
+    def __getitem__(self, at: int) -> Event: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Event]: ...
+    def __getitem__(self, at: int | slice) -> Event | Sequence[Event]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        return self._settled[self._which[at]]._replace(at_ms=self._at_ms[at], sport=self._ports[at])
 
 
 def _everything(events: Sequence[Event]) -> Sequence[Event]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgpack
 
 from policy.errors import FrameError
-from policy.event import Dns, Event
+from policy.event import Dns, Event, Flow
 from policy.frame import (
     MAX_FRAME,
     Ack,
@@ -25,6 +25,7 @@ from policy.frame import (
     beat_frame,
     bye_frame,
     event_bytes,
+    flows_of,
     hello_frame,
     read_down,
 )
@@ -70,12 +71,23 @@ class Link:
 
     def put_folded(self, fold: Fold, *, are_blocks: bool = False) -> None:
         """Take many look-ups that differ in time and client only; never blocks."""
+        if fold.ports:
+            self._put_flows(fold)
+            return
         if self.sieve is not None and not self.sieve.passes(Dns, is_blocked=are_blocks):
             if not self.sieve.keeps(Dns, is_blocked=are_blocks):
                 return
             sieve = self.sieve
             fold = fold._replace(templates=[sieved(each, sieve) for each in fold.templates])
         self._outbox.put_folded(fold, are_blocks=are_blocks)
+
+    def _put_flows(self, fold: Fold) -> None:
+        """The same for flows: whole, one by one where the legal profile takes something out, or not at all."""
+        if self.sieve is None or self.sieve.passes(Flow):
+            self._outbox.put_folded(fold)
+        elif self.sieve.keeps(Flow):
+            for flow in flows_of(fold):
+                self.put(flow)
 
     def next_timer(self) -> float:
         """Monotonic second at which `pump` wants to be called again."""

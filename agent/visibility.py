@@ -65,8 +65,9 @@ class Visibility:
         if len(dns.answers) < MAX_ANSWERS:
             self._asked.add(hash((device, name)))
 
-    def settle(self, device: bytes, flow: Flow) -> Flow:
-        """The flow with its agreement, its hint, and a sure word on ECH where there is one; and counted."""
+    def settle(self, device: bytes, flow: Flow, times: int = 1) -> Flow:
+        """The flow with its agreement, its hint, and a sure word on ECH where there is one; and counted, `times` over
+        if there were so many alike."""
         key = device + flow.dst
         names = self._names.get(key, _NO_NAMES) + self._older_names.get(key, _NO_NAMES)
         name, seen, blind, agreement = flow.name, flow.seen, flow.blind, Agreement.UNKNOWN
@@ -76,12 +77,12 @@ class Visibility:
                 blind = int(Blind.NOT_BLIND if agreement == Agreement.AGREES else Blind.ECH)
                 if blind == Blind.ECH and names:
                     name, seen = names[-1], int(Seen.DNS_HINT)
-            self.agreement[agreement] = self.agreement.get(agreement, 0) + 1
+            self.agreement[agreement] = self.agreement.get(agreement, 0) + times
         elif names:
             name, seen = names[-1], int(Seen.DNS_HINT)
-        self.flows += 1
+        self.flows += times
         if blind:
-            self.blind[blind] = self.blind.get(blind, 0) + 1
+            self.blind[blind] = self.blind.get(blind, 0) + times
         if (agreement, blind) == (flow.agreement, flow.blind) and name is flow.name:
             return flow
         return flow._replace(name=name, seen=seen, blind=blind, agreement=int(agreement))

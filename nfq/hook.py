@@ -15,13 +15,14 @@ from typing import Final, NamedTuple
 from nfq import http, tls, udp
 from nfq.aes import Aes
 from nfq.flow import Flows, Key, Pending, Stream, is_near
+from nfq.fold import Row, fold
 from nfq.packet import RST, SYN, TCP, Packet, ends_of, parse
 from nfq.quic import Budget, Initials, Outcome
 from nfq.tls import Hello
 from nfq.tls import parse as parse_tls
 from policy.errors import PacketError
 from policy.event import MAX_NAME, MAX_PATH, Blind, Flow, Seen
-from policy.frame import Client
+from policy.frame import Client, event_bytes, flows_of
 from policy.verdict import Decider, Decision, Reason, Verdict
 
 
@@ -79,6 +80,10 @@ class _Known(NamedTuple):
 
 MAX_CACHED: Final = 2048
 """Decisions remembered per worker, a name and an address each: 0.4 MB. Most visits go where others just went."""
+MAX_PATH_CACHED: Final = 128
+"""Characters: a longer path is seldom asked for twice."""
+MAX_FIRST: Final = 8192
+"""Octets of a packet that surely leaves room in its flow for more."""
 MAX_RESETS: Final = 1024
 """Resets and pages that wait for the shell in one batch; a batch has 32 packets."""
 new_tuple: Final = tuple.__new__
@@ -103,13 +108,16 @@ class Hook:
         self,
         decider: Decider,
         put: Callable[[Flow], None],
+        put_row: Callable[[Row], None] | None = None,
         *,
         aes: Callable[[], Aes | None] = lambda: None,
         initials_per_s: int = 400,
         has_pages: bool = False,
     ) -> None:
+        """`put` takes records one by one, `put_row` those of flows that are like others; None: `put` takes them too."""
         self.decider = decider
         self._put = put
+        self._put_row = put_row or (lambda row: put(flows_of(fold([row]))[0]))
         self._flows = Flows()
         self._find_aes = aes
         self._aes: Aes | None = None
@@ -119,6 +127,9 @@ class Hook:
         self._has_pages = has_pages
         self._cache: dict[tuple[bytes, bytes, int], _Known] = {}
         self._cache_until: dict[int, float] = {}
+        self._templates: dict[tuple[object, ...], bytes] = {}
+        """Records of what was allowed, packed but for time, client and source port: by all that they depend on. They
+        hold as long as the cached decisions do."""
         self.resets: list[Reset] = []
         """Taken and cleared by the shell."""
         self._packets = self._fast = self._flows_seen = 0
@@ -165,22 +176,29 @@ class Hook:
                     name, has_ech = hello
                     group = self.decider.group_of(src, mac)
                     wall_s = now[2]
-                    # Without a name it is a blind spot, which is counted on the long way.
-                    if name and wall_s is not None and wall_s < self._cache_until.get(group, 0.0):
-                        known = self._cache.get((name, dst, group))
-                        if known is not None and known.mark == 1:
+                    # Without a name it is a blind spot, which is counted on the long way: it never gets a template.
+                    if wall_s is not None and wall_s < self._cache_until.get(group, 0.0):
+                        template = self._templates.get((name, dst, dport, group, has_ech))
+                        if template is not None:
                             self._packets += 1
                             self._fast += 1
                             flows.decided[key] = seq << 4 | 1
                             if has_ech:
                                 self._blind[8] = self._blind.get(8, 0) + 1
-                            values = (
-                                now[1], src, mac, sport, dst, dport, 6, known.text, 2, 8 if has_ech else 0, "",
-                                known.verdict, known.reason, known.rule, known.group, 0, "", "",
-                            )  # fmt: skip
-                            # Flow's own constructor takes its fields by name, at three times the price.
-                            self._put(new_tuple(Flow, values))
+                            self._put_row((template, src + mac, sport, now[1]))
                             return 1
+                elif hello == tls.NEED_MORE and len(data) < MAX_FIRST:
+                    # The first segment of a hello in several, as the long way would take it in.
+                    self._packets += 1
+                    stream = Stream(seq)
+                    stream.add(seq, data[start:])
+                    pending = Pending(now[0], mac, stream, None)
+                    pending.packets = 1
+                    flows.begin(key, pending)
+                    flows.grew(pending.size)
+                    if flows.is_crowded:
+                        self.handle_timer(now)
+                    return 0
         self._packets += 1
         return self._receive(data, mac, now)
 
@@ -190,13 +208,25 @@ class Hook:
         request = http.parse(data[start:])
         if not isinstance(request, http.Request) or not request.host or request.host.translate(None, _NAME):
             return self._receive(data, mac, now)
+        src, dst = data[12:16], data[16:20]
+        group = self.decider.group_of(src, mac)
+        wall_s = now.wall_s
+        what = (request, dst, data[22:24], group)
+        if wall_s is not None and wall_s < self._cache_until.get(group, 0.0):
+            template = self._templates.get(what)
+            if template is not None:
+                self._fast += 1
+                self._flows.decided[key] = int.from_bytes(data[24:28], "big") << 4 | _ALLOW
+                self._put_row((template, src + mac, data[20] << 8 | data[21], now.boottime_ms))
+                return _ALLOW
         sight = Sight(request.host, Seen.HTTP, Blind.NOT_BLIND, request.method, request.path)
-        group = self.decider.group_of(data[12:16], mac)
-        known = self._judge_request(sight, data[16:20], group, now.wall_s)
+        known = self._judge_request(sight, dst, group, wall_s)
         if known.mark != _ALLOW:
             return self._decide(key, parse(data), mac, sight, now)
         self._flows.decided[key] = int.from_bytes(data[24:28], "big") << 4 | _ALLOW
-        self._record(key, mac, sight, known, now)
+        flow = self._record(key, mac, sight, known, now)
+        if len(request.path) <= MAX_PATH_CACHED:
+            self._remember(what, flow, group, wall_s)
         return _ALLOW
 
     def _receive(self, data: bytes, mac: bytes, now: Now) -> int:
@@ -273,6 +303,7 @@ class Hook:
         """The policy, or what it knows of clients, has changed."""
         self._cache.clear()
         self._cache_until.clear()
+        self._templates.clear()
 
     def _begin(self, key: Key, packet: Packet, now: Now) -> Pending:
         if packet.protocol == TCP:
@@ -304,6 +335,18 @@ class Hook:
     def _decide(self, key: Key, packet: Packet, mac: bytes, sight: Sight, now: Now) -> int:
         decider = self.decider
         group = decider.group_of(packet.src, mac)
+        what = None
+        if sight.seen == Seen.TLS and sight.name and sight.blind not in _UNDECIDABLE:
+            what = (sight.name, packet.dst, packet.dport, group, bool(sight.blind))
+            if now.wall_s is not None and now.wall_s < self._cache_until.get(group, 0.0):
+                template = self._templates.get(what)
+                if template is not None:
+                    self._flows_seen += 1
+                    if sight.blind:
+                        self._blind[sight.blind] = self._blind.get(sight.blind, 0) + 1
+                    self._flows.decide(key, _ALLOW, packet.seq)
+                    self._put_row((template, packet.src + mac, packet.sport, now.boottime_ms))
+                    return _ALLOW
         if sight.blind in _UNDECIDABLE:
             known = self._fail(sight, group)
         elif sight.seen == Seen.HTTP and sight.name:
@@ -314,10 +357,22 @@ class Hook:
         if mark == _BLOCK and sight.seen == Seen.HTTP and self._has_pages:
             mark = _PAGE
         self._flows.decide(key, mark, packet.seq)
-        self._record(key, mac, sight, known, now)
+        flow = self._record(key, mac, sight, known, now)
         if mark != _ALLOW:
             self._block(packet, sight, known.decision)
+        elif what is not None:
+            self._remember(what, flow, group, now.wall_s)
         return mark
+
+    def _remember(self, what: tuple[object, ...], flow: Flow, group: int, wall_s: float | None) -> None:
+        """Keep the record of an allowed flow for those that will be like it, until the policy or the hour changes."""
+        if flow.verdict != Verdict.ALLOW or wall_s is None:
+            return
+        if wall_s >= self._cache_until.get(group, 0.0) and not self._turn(group, wall_s):
+            return
+        if len(self._templates) >= MAX_CACHED:
+            self._templates.clear()
+        self._templates[what] = event_bytes(flow._replace(at_ms=0, client=b"", mac=b"", sport=0))
 
     def _block(self, packet: Packet, sight: Sight, decision: Decision) -> None:
         self._counts["blocked"] += 1
@@ -368,6 +423,7 @@ class Hook:
         """Another hour of the schedule, or no clock: what was remembered of this group holds no more."""
         for key in [key for key in self._cache if key[2] == group]:
             del self._cache[key]
+        self._templates.clear()
         if wall_s is None:
             return 0.0
         until = self._cache_until[group] = self.decider.valid_until(group, wall_s)
@@ -394,7 +450,7 @@ class Hook:
         self._record(key, pending.mac, sight, known, now)
         return known.mark
 
-    def _record(self, key: Key, mac: bytes, sight: Sight, known: _Known, now: Now) -> None:
+    def _record(self, key: Key, mac: bytes, sight: Sight, known: _Known, now: Now) -> Flow:
         src, dst, sport, dport, protocol = ends_of(key)
         _, seen, blind, method, path = sight
         self._flows_seen += 1
@@ -404,7 +460,9 @@ class Hook:
             now.boottime_ms, src, mac, sport, dst, dport, protocol, known.text, int(seen), int(blind), path[:MAX_PATH],
             known.verdict, known.reason, known.rule, known.group, 0, method, "",
         )  # fmt: skip
-        self._put(new_tuple(Flow, values))
+        flow = new_tuple(Flow, values)  # its own constructor takes the fields by name, at three times the price
+        self._put(flow)
+        return flow
 
 
 def look(stream: Stream) -> Sight | None:

@@ -100,10 +100,13 @@ def _client_hello(data: bytes, at: int, last: int) -> Hello | None:
     name, ech = b"", False
     # Without its two octets anywhere there is no ECH, and nothing to look for behind the name.
     may_be_ech = data.find(_ECH_OCTETS, at, end) >= 0
-    while at + 4 <= end:
+    last_head = end - 4
+    while at <= last_head:
         kind, length = _PAIR(data, at)
         value = at + 4
         at = value + length
+        if kind and kind != _ECH:  # most of a browser's twenty
+            continue
         if at > end:
             return None
         if kind == _SERVER_NAME:
@@ -117,4 +120,7 @@ def _client_hello(data: bytes, at: int, last: int) -> Hello | None:
                     break
         elif kind == _ECH and length and not data[value]:
             ech = True
+    else:
+        if at > end:
+            return None
     return Hello(name, ech)

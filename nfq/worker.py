@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from nfq.aes import find_aes
+from nfq.fold import MAX_ROWS, Row, fold
 from nfq.hook import Hook, Mark, Now, Reset
 from nfq.page import Pages
 from nfq.queue import open_queue
 from nfq.reset import answer_segment, reset_segment
+from nfq.turn import wait_for_turn
 from policy.config import NfqConfig
 from policy.errors import GatehouseError
 from policy.event import Event, Flow
-from policy.frame import Client, Command, Reload, Stop
+from policy.frame import Client, Command, Fold, Reload, Stop
 from policy.verdict import Decider
 
 TIMER_S: Final = 0.5
@@ -37,6 +39,8 @@ class Link(Protocol):
     counters: Callable[[], Mapping[str, int]]
 
     def put(self, event: Event) -> None: ...
+
+    def put_folded(self, fold: Fold) -> None: ...
 
     def pump(self, now_s: float) -> list[Command]: ...
 
@@ -59,11 +63,13 @@ def run(
     hook = Hook(
         decider_source(),
         held.put,
+        held.put_row,
         aes=find_aes,
         initials_per_s=settings.initials_per_s,
         has_pages=settings.page,
     )
     link.counters = lambda: hook.counters
+    wait_for_turn()
     queue = open_queue(settings.binding, settings.queue_first + worker, fail_open, settings.queue_length)
     lowest = settings.mark_mask & -settings.mark_mask
     reader, writer = socket.socketpair()
@@ -138,29 +144,47 @@ class _Held:
         self._link = link
         self._older: list[Flow] = []
         self._newer: list[Flow] = []
+        self._older_rows: list[Row] = []
+        self._newer_rows: list[Row] = []
         self.release_at = _NEVER
 
     def put(self, event: Flow) -> None:
         if event.verdict or len(self._newer) >= MAX_HELD:
             self._link.put(event)
             return
-        if not self._newer:
-            self.release_at = min(self.release_at, time.monotonic() + HOLD_S)
+        if self.release_at == _NEVER:
+            self.release_at = time.monotonic() + HOLD_S
         self._newer.append(event)
+
+    def put_row(self, row: Row) -> None:
+        rows = self._newer_rows
+        rows.append(row)
+        if len(rows) > 1:
+            if len(rows) >= MAX_ROWS:
+                self._link.put_folded(fold(rows))
+                rows.clear()
+        elif self.release_at == _NEVER:
+            self.release_at = time.monotonic() + HOLD_S
 
     def release(self, now_s: float) -> None:
         """Hand over what has waited long enough; `release_at` says when there will be something again."""
         if now_s < self.release_at:
             return
-        for event in self._older:
-            self._link.put(event)
+        self._hand_over(self._older, self._older_rows)
         self._older, self._newer = self._newer, []
-        self.release_at = now_s + HOLD_S if self._older else _NEVER
+        self._older_rows, self._newer_rows = self._newer_rows, []
+        self.release_at = now_s + HOLD_S if self._older or self._older_rows else _NEVER
 
     def close(self) -> None:
         """Everything, at once."""
-        for event in (*self._older, *self._newer):
+        self._hand_over(self._older, self._older_rows)
+        self._hand_over(self._newer, self._newer_rows)
+
+    def _hand_over(self, events: list[Flow], rows: list[Row]) -> None:
+        for event in events:
             self._link.put(event)
+        if rows:
+            self._link.put_folded(fold(rows))
 
 
 class _Sender:

@@ -9,6 +9,7 @@ Upwards    HELLO  once per connection: who speaks. `incarnation` is new for each
            EVENTS records, whole.
            FOLDED many look-ups that differ in time and client only (cached DNS answers): templates and columns. Blocked
                   ones have frames of their own, on the critical stream.
+           FLOWS  the same for flows that were let through, which differ in time, client and source port.
            BEAT   alive, with counters.   BYE  an orderly end; without it the agent records a gap.
 Downwards  ACK    all frames of this stream up to `seq` are on flash.
            RELOAD read configuration and policy again.   STOP  drain and end.
@@ -30,7 +31,7 @@ import msgpack
 from policy.errors import FrameError
 from policy.event import MAX_ANSWERS, MAX_NAME, MAX_PATH, TAG_OF, TAGS, Dns, Event, Flow
 
-VERSION: Final = 2
+VERSION: Final = 3
 MAX_FRAME: Final = 128 << 10
 """Octets. net.core.wmem_default is 208 KiB on Linux, and a SEQPACKET message must fit in the send buffer whole."""
 MAX_FRAME_EVENTS: Final = 4096
@@ -53,6 +54,7 @@ class Kind(IntEnum):
     FOLDED = 2
     BEAT = 3
     BYE = 4
+    FLOWS = 5
     ACK = 16
     RELOAD = 17
     STOP = 18
@@ -74,7 +76,8 @@ class Events(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """Look-ups that differ in time and client only, as a hook hands them over."""
+    """Look-ups that differ in time and client only, or flows that differ in these and their source port, as a hook
+    hands them over."""
 
     templates: Sequence[bytes]
     """Records without time and client, as `event_bytes` makes them: a name asked for all the time is packed once."""
@@ -86,6 +89,24 @@ class Fold(NamedTuple):
     """Each address once."""
     who: Sequence[int]
     """One per look-up: its client."""
+    ports: Sequence[int] = ()
+    """Of flows, one per flow: its source port. Templates are without it, `clients` are address and MAC in one."""
+
+
+class FoldedFlows(NamedTuple):
+    stream: int
+    seq: int
+    templates: list[Flow]
+    """With `at_ms` and `sport` 0, an empty `client` and `mac`."""
+    which: Sequence[int]
+    """One per flow: its template."""
+    at_ms: Sequence[int]
+    clients: Sequence[tuple[bytes, bytes]]
+    """Address, MAC (empty where the hook saw none)."""
+    who: Sequence[int]
+    """One per flow: its client."""
+    ports: Sequence[int]
+    """One per flow: its source port."""
 
 
 class Folded(NamedTuple):
@@ -139,7 +160,7 @@ class Hint(NamedTuple):
     until_ms: int
 
 
-Up: TypeAlias = Hello | Events | Folded | Beat | Bye
+Up: TypeAlias = Hello | Events | Folded | FoldedFlows | Beat | Bye
 Command: TypeAlias = Reload | Stop | Client | Hint
 Down: TypeAlias = Ack | Command
 
@@ -192,7 +213,7 @@ def events_frame(stream: int, seq: int, packed: Sequence[bytes]) -> bytes:
 
 
 def folded_frame(stream: int, seq: int, fold: Fold) -> bytes:
-    """A frame of folded look-ups; at most MAX_FRAME_EVENTS of them."""
+    """A frame of folded look-ups or flows; at most MAX_FRAME_EVENTS of them."""
     base = min(at for at, _ in fold.times)
     columns = (
         _column("H", fold.which),
@@ -202,7 +223,28 @@ def folded_frame(stream: int, seq: int, fold: Fold) -> bytes:
         list(fold.clients),
         _column("H", fold.who),
     )
-    return cast(bytes, msgpack.packb((VERSION, Kind.FOLDED, stream, seq, list(fold.templates), *columns)))
+    kind = Kind.FOLDED
+    if fold.ports:
+        kind, columns = Kind.FLOWS, (*columns, _column("H", fold.ports))  # type: ignore[assignment]
+    return cast(bytes, msgpack.packb((VERSION, kind, stream, seq, list(fold.templates), *columns)))
+
+
+def flows_of(fold: Fold) -> list[Flow]:
+    """Folded flows one by one: what `unfold` does for the other side."""
+    stream, seq = int(Stream.ACCESS), 1
+    frame = read_up(folded_frame(stream, seq, fold))
+    assert isinstance(frame, FoldedFlows)
+    return unfold(frame)
+
+
+def unfold(frame: FoldedFlows) -> list[Flow]:
+    """The flows of a frame one by one."""
+    return [
+        frame.templates[which]._replace(
+            at_ms=at_ms, client=frame.clients[who][0], mac=frame.clients[who][1], sport=port
+        )
+        for which, at_ms, who, port in zip(frame.which, frame.at_ms, frame.who, frame.ports, strict=True)
+    ]
 
 
 def beat_frame(counters: dict[str, int]) -> bytes:
@@ -229,6 +271,8 @@ def read_up(data: bytes) -> Up:
             return Events(_stream(stream), _seq(seq), [_record(row) for row in rows])
         case Kind.FOLDED:
             return _read_folded(body)
+        case Kind.FLOWS:
+            return _read_flows(body)
         case Kind.HELLO:
             hello = Hello(*_expect(body, _SHAPES[Hello], "hello"))
             if len(hello.incarnation) != 8 or not 0 < len(hello.role) <= 16:
@@ -274,6 +318,30 @@ def _open(data: bytes) -> tuple[int, tuple[object, ...]]:
 
 
 def _read_folded(body: tuple[object, ...]) -> Folded:
+    columns = _read_columns(body)
+    if not all(type(template) is Dns for template in columns.templates):
+        raise FrameError("folded: expected look-ups")
+    if any(len(client) not in (4, 16) for client in columns.clients):
+        raise FrameError("folded: a client is not an address of 4 or 16 octets")
+    return columns
+
+
+def _read_flows(body: tuple[object, ...]) -> FoldedFlows:
+    stream, seq, templates, which, at_ms, clients, who = _read_columns(body[:9])
+    (port_bytes,) = _expect(body[9:], (bytes,), "flows")
+    ports = _read_column("H", port_bytes)
+    if len(ports) != len(which) or not all(
+        isinstance(template, Flow) for template in cast("list[Dns | Flow]", templates)
+    ):
+        raise FrameError(f"flows: {len(ports)} source ports of {len(which)} flows, or no flows")
+    if any(len(client) not in (4, 10, 16, 22) for client in clients):
+        raise FrameError("flows: a client is not an address of 4 or 16 octets, or one and a MAC of 6")
+    pairs = [(client[:-6], client[-6:]) if len(client) in (10, 22) else (client, b"") for client in clients]
+    return FoldedFlows(stream, seq, cast("list[Flow]", templates), which, at_ms, pairs, who, ports)
+
+
+def _read_columns(body: tuple[object, ...]) -> Folded:
+    """What folded look-ups and flows have in common; kind of template and length of client are yet to be checked."""
     values = _expect(body, (int, int, tuple, bytes, int, bytes, bytes, tuple, bytes), "folded")
     stream, seq, packed, which_bytes, base, offset_bytes, number_bytes, clients, who_bytes = values
     templates = [_template(data) for data in packed]
@@ -284,17 +352,17 @@ def _read_folded(body: tuple[object, ...]) -> Folded:
         raise FrameError(f"folded: columns of {count}, {sum(numbers)} and {len(who)} events")
     if max(which) >= len(templates) or max(who) >= len(clients):
         raise FrameError("folded: an index points past its table")
-    if any(type(client) is not bytes or len(client) not in (4, 16) for client in clients):
-        raise FrameError("folded: a client is not an address of 4 or 16 octets")
+    if any(type(client) is not bytes for client in clients):
+        raise FrameError("folded: a client is not octets")
     if not 0 <= base < MAX_MS:
         raise FrameError(f"folded: base time {base} ms")
     at_ms: list[int] = []
     for offset, number in zip(offsets, numbers, strict=True):
         at_ms += [base + offset] * number
-    return Folded(_stream(stream), _seq(seq), templates, which, at_ms, clients, who)
+    return Folded(_stream(stream), _seq(seq), cast("list[Dns]", templates), which, at_ms, clients, who)
 
 
-def _template(data: object) -> Dns:
+def _template(data: object) -> Dns | Flow:
     if type(data) is not bytes:
         raise FrameError(f"folded: a template is not octets but {data!r:.60}")
     return _known_template(data)
@@ -303,13 +371,13 @@ def _template(data: object) -> Dns:
 # The same names come again and again: to read and check a record costs 5 us, to find it here a twentieth. 600 octets
 # each. What is wrong raises, and is not kept.
 @lru_cache(maxsize=8192)
-def _known_template(data: bytes) -> Dns:
+def _known_template(data: bytes) -> Dns | Flow:
     try:
         record = _record(msgpack.unpackb(data, use_list=False, strict_map_key=True))
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise FrameError(f"folded: a template is not msgpack: {error}") from None
-    if not isinstance(record, Dns):
-        raise FrameError("folded: expected look-ups")
+    if not isinstance(record, Dns | Flow):
+        raise FrameError("folded: expected look-ups or flows")
     return record
 
 

@@ -67,9 +67,9 @@ class Outbox:
             self.flush(event.at_ms)
 
     def put_folded(self, fold: Fold, *, are_blocks: bool = False) -> None:
-        """Take many look-ups that differ in time and client only; all of them blocked, or none."""
+        """Take many look-ups (or flows) that differ in time and client (and source port) only; all blocked, or none."""
         stream = Stream.CRITICAL if are_blocks else Stream.ACCESS
-        size = sum(map(len, fold.templates)) + 5 * len(fold.templates) + 18 * len(fold.clients) + 4 * len(fold.which)
+        size = sum(map(len, fold.templates)) + 5 * len(fold.templates) + 24 * len(fold.clients) + 6 * len(fold.which)
         if len(fold.which) > 1 and (size + 6 * len(fold.times) > MAX_FRAME - 256 or len(fold.which) > MAX_FRAME_EVENTS):
             for half in _halves(fold):
                 self.put_folded(half, are_blocks=are_blocks)
@@ -166,7 +166,7 @@ def _halves(fold: Fold) -> list[Fold]:
         templates, which = _picked(fold.templates, fold.which[part])
         clients, who = _picked(fold.clients, fold.who[part])
         times = [(at, len(list(same))) for at, same in groupby(at_ms[part])]
-        halves.append(Fold(templates, which, times, clients, who))
+        halves.append(Fold(templates, which, times, clients, who, fold.ports[part]))
     return halves
 
 

@@ -41,6 +41,13 @@ _WIDTHS: Final = dict(_CODES)
 _OF_LOOK_UP: Final = 2
 
 
+def _parts_of(event: Dns | Flow) -> tuple[Shape, str, Target]:
+    """Shape, name and target."""
+    if type(event) is Flow:
+        return (event[5:7], event[8:10], event[11:17]), event.name, (event.dst, event.path)
+    return (event[3:9], event[10]), event.name, event[9]  # type: ignore[return-value]  # a look-up's answers
+
+
 class Columns:
     """Records in the order they came, taken apart."""
 
@@ -94,23 +101,31 @@ class Columns:
 
     def add_folded(
         self,
-        templates: Sequence[Dns],
+        templates: Sequence[Dns] | Sequence[Flow],
         which: Sequence[int],
         at_ms: Sequence[int],
         whos: Sequence[Who],
         who: Sequence[int],
+        ports: Sequence[int] = (),
     ) -> None:
-        """Take look-ups that are columns already, each like one of `templates` but for time and client."""
+        """Take look-ups that are columns already, each like one of `templates` but for time and client.
+
+        `ports`: it is flows instead, each with a source port of its own.
+        """
         shapes, names, targets, holders = self.shapes, self.names, self.targets, self.whos
-        shape = [shapes.setdefault((event[3:9], event[10]), len(shapes)) for event in templates]
-        name = [names.setdefault(event[2], len(names)) for event in templates]
-        target = [targets.setdefault(event[9], len(targets)) for event in templates]
-        number = [event[11] for event in templates]
+        parts = [_parts_of(event) for event in templates]
+        shape = [shapes.setdefault(each, len(shapes)) for each, _, _ in parts]
+        name = [names.setdefault(each, len(names)) for _, each, _ in parts]
+        target = [targets.setdefault(each, len(targets)) for _, _, each in parts]
         held = [holders.setdefault(holder, len(holders)) for holder in whos]
         self.shape += [shape[at] for at in which]
         self.name += [name[at] for at in which]
         self.target += [target[at] for at in which]
-        self.number += [number[at] for at in which]
+        if ports:
+            self.number += ports
+        else:
+            number = [event[11] for event in templates]
+            self.number += [number[at] for at in which]
         self.who += [held[at] for at in who]
         self.at_ms += at_ms
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from policy.errors import StorageError
-from policy.event import Dns, Event, Gap
+from policy.event import Dns, Event, Flow, Gap
 from storage import retention
 from storage.batch import Columns, Who, pack
 from storage.chain import link
@@ -127,16 +127,17 @@ class Ring:
 
     def add_folded(
         self,
-        templates: Sequence[Dns],
+        templates: Sequence[Dns] | Sequence[Flow],
         which: Sequence[int],
         at_ms: Sequence[int],
         whos: Sequence[Who],
         who: Sequence[int],
         source: bytes = b"",
         seq: int = 0,
+        ports: Sequence[int] = (),
     ) -> None:
-        """Take look-ups that came as columns: which template, when, and which of `whos` asked."""
-        self._pending.add_folded(templates, which, at_ms, whos, who)
+        """Take look-ups (with `ports`: flows) that came as columns: which template, when, which of `whos` asked."""
+        self._pending.add_folded(templates, which, at_ms, whos, who, ports)
         self._mark(source, seq)
 
     def mark(self, source: bytes, seq: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from agent.intake import SILENCE_MS, START_MS, Identity, Intake
+from agent.visibility import Visibility
 from policy.errors import FrameError
 from policy.event import Dns, Event, Flow, Gap, Maintenance
 from policy.frame import (
@@ -16,6 +17,7 @@ from policy.frame import (
     bye_frame,
     event_bytes,
     events_frame,
+    flows_of,
     folded_frame,
     hello_frame,
 )
@@ -41,16 +43,17 @@ class FakeRing:
 
     def add_folded(
         self,
-        templates: Sequence[Dns],
+        templates: Sequence[Dns] | Sequence[Flow],
         which: Sequence[int],
         at_ms: Sequence[int],
         whos: Sequence[Who],
         who: Sequence[int],
         source: bytes = b"",
         seq: int = 0,
+        ports: Sequence[int] = (),
     ) -> None:
         columns = Columns()
-        columns.add_folded(templates, which, at_ms, whos, who)
+        columns.add_folded(templates, which, at_ms, whos, who, ports)
         self.add(list(columns.events()), source, seq)
 
     def marks(self) -> dict[bytes, int]:
@@ -171,6 +174,37 @@ def test_the_mac_seen_by_the_packet_hook_is_given_to_look_ups_of_the_same_client
     expected = [LOOKUP._replace(at_ms=at, mac=MAC, session="s1") for at in (50, 51)]
     assert list(events) == expected
     assert desk.ring.events[-2:] == expected
+
+
+@pytest.mark.parametrize(("takes_all", "sessions"), [(True, "s1 s1"), (False, "s1 s1"), (True, "s1 s2")])
+def test_flows_that_came_folded_are_on_record_as_if_they_had_come_one_by_one(takes_all: bool, sessions: str) -> None:
+    found = []
+    first, second = sessions.split()
+    for is_folded in (False, True):
+        ring, macs, meter = FakeRing(), {}, Visibility()  # type: ignore[var-annotated]
+        intake = Intake(
+            ring,
+            lambda address, macs=macs: Identity(macs.get(address, b"")),  # type: ignore[misc]
+            macs.__setitem__,
+            session_of=lambda address, mac, at_ms: first if at_ms < 25 else second,
+            takes_all=lambda: takes_all,
+            visibility=meter,
+        )
+        intake.connected(3, 103, 0)
+        intake.receive(3, hello_frame(Hello("nfq", 0, 1, b"12345678")), 0)
+        asked = LOOKUP._replace(answers=(FLOW.dst,), mac=MAC)
+        intake.receive(3, frame(1, asked), 1)
+        alike = FLOW._replace(at_ms=0, client=b"", mac=b"", sport=0)
+        templates = [event_bytes(alike), event_bytes(alike._replace(name="", seen=0, blind=1))]
+        clients = [CLIENT + MAC, b"\x0a\0\0\3" + b"\4" * 6, b"\x0a\0\0\4"]
+        fold = Fold(templates, [0, 1, 0, 0], [(20, 2), (30, 2)], clients, [0, 0, 1, 2], [7, 8, 9, 10])
+        one_by_one = [event_bytes(flow) for flow in flows_of(fold)]
+        data = folded_frame(0, 2, fold) if is_folded else events_frame(0, 2, one_by_one)
+        seen = list(intake.receive(3, data, 40))
+        assert len(seen) == 4
+        assert seen == ring.events[-4:]
+        found.append((seen, meter.describe(), macs, intake.pending))
+    assert found[0] == found[1]
 
 
 def test_folded_blocks_are_committed_at_once_and_other_folded_look_ups_are_not() -> None:

@@ -1,15 +1,25 @@
 """The packet hook: new connections, set-up time and CPU per connection, beside what else could do the job.
 
-Same namespaces, same rules, one queue number each: every round runs without rules, then each contender, so that pairs
-of on and off are neighbours in time. The hellos are OpenSSL's own and one captured from Chromium (post-quantum, 1.9 kB,
-in one segment and in two). Load and server are C (nfq_c/load.c). CPU is the scheduler's own count of the contender's
-process; it holds the kernel's work on its behalf: the verdict carries the packet on to the server.
+What is measured, and why so. A router's question is what a *new connection* costs while nothing is idle: client,
+server, kernel and hook share this machine's processors, the client keeps 16 connections under way in a closed loop, and
+whatever the hook or its agent takes is taken from them. Client and server are C (nfq_c/load.c), an epoll loop each, and
+make of a connection as little as can be made: connect, first flight, answer, reset. No handshake is computed, or its
+millisecond would hide the hook's twenty microseconds: a ratio here is a lower bound of any real client's.
+First flights are real ones, 64 names each: an HTTP request, OpenSSL's hello, Chromium's post-quantum hello (1.9 kB) in
+one segment and in two. `tcp` opens connections and says nothing: none of it may reach a queue.
+
+Same namespaces, same rules, one queue number each. For each load, in each round, everybody has his turn behind "off"
+(no rules at all), in an order that moves on from round to round; ratios are of neighbours in time, figures are medians.
+CPU is the scheduler's own count of the contender's process (for ours: and of the agent, which files the records); it
+holds the kernel's work on its behalf: the verdict carries the packet on to the server. Added set-up time is one
+connection at a time, half as long.
 
 Contenders: ours over raw netlink and over NetfilterQueue, each the worker that `gatehouse nfq` runs, sending its
 records to a running `gatehouse agent`; a plain libnetfilter_queue program that looks at nothing (nfq_c/floor.c);
-Suricata 7 from Debian 13 in a chroot under build/, with SNI and Host rules and its own log; squid, peek and splice,
-which relays all bytes.
-`--rounds`, `--seconds`, `--only ours,floor`.
+Suricata 7 from Debian 13 in a chroot under build/, with SNI, Host and QUIC rules that drop a name, log each other one,
+and let the flow go by the mark once its name was seen (keyword `bypass`); squid, peek and splice, which relays all
+bytes.
+`--rounds`, `--seconds`, `--only ours,floor`, `--loads tls`.
 """
 
 import argparse
@@ -22,10 +32,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from nfq import aes, quic, rules
+from nfq import aes, quic, rules, tls
 from tests.bench.table import BUILD, Row, median, write
 from tests.lab.lab import ROOT, Lab
 
@@ -34,7 +45,9 @@ CHROOT = ROOT / "build" / "peers" / "trixie"
 SERVER, PORT = "198.51.100.21", 4433
 QUEUES = {"ours": 20, "library": 21, "floor": 22, "suricata": 23}
 MASK, ALLOW = 0x0F000000, 0x01000000
-LOADS = ("http", "tls", "pq", "pq in two")
+LOADS = ("tcp", "http", "tls", "pq", "pq in two")
+KINDS = 64
+"""Names per load."""
 PARALLEL = 16
 
 
@@ -47,6 +60,13 @@ def hello(name: str = "www.example.org") -> bytes:
     except ssl.SSLWantReadError:
         pass
     return outgoing.read()
+
+
+def named(data: bytes, number: int) -> bytes:
+    """The same first flight for another name."""
+    found = tls.parse(data)
+    name = found.name if isinstance(found, tls.Hello) else b"www.example.org"
+    return data.replace(name, b"%03d" % number + name[3:])
 
 
 def compile_c(name: str, *libraries: str) -> Path:
@@ -63,10 +83,16 @@ class Bench:
         self.lab = lab
         self.directory = directory
         self.load = compile_c("load")
-        self.files = {"http": b"GET / HTTP/1.1\r\nHost: www.example.org\r\nUser-Agent: bench\r\n\r\n", "tls": hello()}
-        self.files["pq"] = self.files["pq in two"] = (VECTORS / "chromium156_pq_hello.bin").read_bytes()
-        for name, data in self.files.items():
-            (directory / name).write_bytes(data)
+        request = b"GET / HTTP/1.1\r\nHost: www.example.org\r\nUser-Agent: bench\r\n\r\n"
+        chromium = (VECTORS / "chromium156_pq_hello.bin").read_bytes()
+        for name, data in (
+            ("http", request),
+            ("tls", hello()),
+            ("pq", chromium),
+            ("pq in two", chromium),
+            ("tcp", b""),
+        ):
+            (directory / name).write_bytes(b"".join(named(data, number) for number in range(KINDS)))
         self.started: list[subprocess.Popen[str]] = []
         self.pids: dict[str, list[int]] = {}
         self.agents: dict[str, int] = {}
@@ -104,7 +130,9 @@ class Bench:
 
     def run(self, load: str, seconds: float, parallel: int) -> dict[str, float]:
         words = [str(self.load), "run", SERVER, str(PORT), str(self.directory / load), str(seconds), str(parallel)]
-        result = self.lab.run("pupil1", [*words, "2" if load == "pq in two" else "1"], check=True, timeout=60)
+        result = self.lab.run(
+            "pupil1", [*words, "2" if load == "pq in two" else "1", str(KINDS)], check=True, timeout=60
+        )
         found: dict[str, float] = json.loads(result.stdout)
         return found
 
@@ -225,6 +253,8 @@ def start_suricata(bench: Bench) -> list[int] | None:
         'drop tls any any -> any any (tls.sni; content:"casino.example"; nocase; endswith; sid:1;)\n'
         'drop http any any -> any any (http.host; content:"casino.example"; nocase; endswith; sid:2;)\n'
         'drop quic any any -> any any (quic.sni; content:"casino.example"; nocase; endswith; sid:3;)\n'
+        'alert tls any any -> any any (tls.sni; content:"."; bypass; sid:4;)\n'
+        'alert http any any -> any any (http.host; content:"."; bypass; sid:5;)\n'
     )
     (where / "suricata.yaml").write_text(SURICATA)
     (CHROOT / "dev" / "null").exists() or (CHROOT / "dev" / "null").touch()
@@ -260,20 +290,20 @@ SURICATA = """\
 vars: {address-groups: {HOME_NET: "any", EXTERNAL_NET: "any"}}
 default-rule-path: /bench
 rule-files: [rules]
-nfq: {mode: accept, fail-open: yes}
+nfq: {mode: accept, bypass-mark: 16777216, bypass-mask: 251658240, fail-open: yes}
 threading: {set-cpu-affinity: no}
 stats: {enabled: no}
 outputs:
   - eve-log:
       enabled: yes
       filename: eve.json
-      types: [{tls: {extended: yes}}, http, quic, drop]
+      types: [{alert: {metadata: yes}}, quic, drop]
 app-layer:
   protocols:
     tls: {enabled: yes, detection-ports: {dp: "443, 4433"}, encryption-handling: bypass}
     http: {enabled: yes}
     quic: {enabled: yes}
-stream: {midstream: true, async-oneside: true, inline: auto}
+stream: {midstream: true, async-oneside: true, inline: auto, bypass: yes}
 flow: {memcap: 64mb, hash-size: 65536, prealloc: 10000}
 host-mode: router
 """
@@ -359,35 +389,59 @@ def measure(bench: Bench, only: list[str], loads: list[str], rounds: int, second
     results: dict[tuple[str, str], list[dict[str, float]]] = {}
     quiet: dict[tuple[str, str], list[dict[str, float]]] = {}
     bulk: dict[str, list[float]] = {}
+    order = list(pids)
     for number in range(-1, rounds):
-        for name in ("off", *pids):
-            bench.apply(QUEUES.get(name))
-            redirect = f"-t nat -{{}} PREROUTING -i br-lan -p tcp --dport {PORT} -j REDIRECT --to-ports 3129"
-            if name == "squid":
-                bench.lab.run("router", "iptables " + redirect.format("A"), check=True)
-            for load in loads:
-                if name == "squid" and load == "http":
-                    continue  # that would be another port of squid's
-                for parallel, into in ((PARALLEL, results), (1, quiet)):
-                    queue = QUEUES.get(name, 0)
-                    mine = pids.get(name, [])
-                    agent = [bench.agents[name]] if name in bench.agents else []
-                    before, theirs, seen = cpu_s(mine), cpu_s(agent), bench.queued(queue)
-                    length = (seconds if parallel > 1 else seconds / 2) if number >= 0 else 0.3
-                    found = bench.run(load, length, parallel)
-                    found["queued"] = (bench.queued(queue) - seen) / max(found["connections"], 1)
-                    time.sleep(0.25)  # records on their way
-                    found["cpu_us"] = (cpu_s(mine) - before) / max(found["connections"], 1) * 1e6
-                    found["agent_us"] = (cpu_s(agent) - theirs) / max(found["connections"], 1) * 1e6
-                    found["rate"] = found["connections"] / found["seconds"]
-                    if number >= 0:
-                        into.setdefault((name, load), []).append(found)
-            if name == "squid":
-                bench.lab.run("router", "iptables " + redirect.format("D"), check=True)
-            if number >= 0 and name in ("off", "ours", "squid"):
-                bulk.setdefault(name, []).append(download(bench))
-    bench.apply(None)
+        for load in loads:
+            for name in ("off", *order):
+                if (name, load) in SKIPPED:
+                    continue
+                with in_force(bench, name):
+                    for parallel, into in ((PARALLEL, results), (1, quiet)):
+                        length = (seconds if parallel > 1 else seconds / 2) if number >= 0 else 0.3
+                        found = one_run(bench, name, pids.get(name, []), load, length, parallel)
+                        if number >= 0:
+                            into.setdefault((name, load), []).append(found)
+        for name in ("off", "ours", "squid"):
+            if number >= 0 and (name == "off" or name in pids):
+                with in_force(bench, name):
+                    bulk.setdefault(name, []).append(download(bench))
+        order.append(order.pop(0))
     return rows_of(pids, loads, results, quiet, bulk)
+
+
+SKIPPED = {("squid", "http"), ("squid", "tcp")}
+"""Clear text would be another port of squid's; and a connection that says nothing it holds open."""
+
+
+@contextmanager
+def in_force(bench: Bench, name: str) -> Iterator[None]:
+    """The rules under which `name` gets its packets; squid gets connections."""
+    bench.apply(QUEUES.get(name))
+    redirect = f"iptables -t nat -{{}} PREROUTING -i br-lan -p tcp --dport {PORT} -j REDIRECT --to-ports 3129"
+    if name == "squid":
+        bench.lab.run("router", redirect.format("I"), check=True)
+    try:
+        yield
+    finally:
+        if name == "squid":
+            bench.lab.run("router", redirect.format("D"), check=True)
+        bench.apply(None)
+
+
+def one_run(bench: Bench, name: str, mine: list[int], load: str, seconds: float, parallel: int) -> dict[str, float]:
+    """What the load found, and per connection: packets queued, CPU of the contender and of our agent."""
+    queue = QUEUES.get(name, 0)
+    agent = [bench.agents[name]] if name in bench.agents else []
+    before, theirs, seen = cpu_s(mine), cpu_s(agent), bench.queued(queue)
+    found = bench.run(load, seconds, parallel)
+    count = max(found["connections"], 1)
+    # Those under way at the end have been queued too.
+    found["queued"] = (bench.queued(queue) - seen) / max(found["asked"], 1)
+    time.sleep(0.4)  # records on their way
+    found["cpu_us"] = (cpu_s(mine) - before) / count * 1e6
+    found["agent_us"] = (cpu_s(agent) - theirs) / count * 1e6
+    found["rate"] = found["connections"] / found["seconds"]
+    return found
 
 
 def download(bench: Bench) -> float:
@@ -404,7 +458,7 @@ def rows_of(
     bulk: dict[str, list[float]],
 ) -> list[Row]:
     rows = []
-    wanted = {"http": 0.95, "tls": 0.90, "pq": 0.88}
+    wanted = {"tcp": 0.95, "tls": 0.90, "pq": 0.88}
 
     def ratio(name: str, load: str) -> float:
         pairs = zip(results[name, load], results["off", load], strict=True)
@@ -414,29 +468,32 @@ def rows_of(
         return {name: value(name) for name in pids if name != "ours" and (name, load) in results}
 
     if "ours" in bulk:
-        on_off = median([off / on for on, off in zip(bulk["ours"], bulk["off"], strict=True)])
-        rows.append(Row(metric="bulk download on/off", unit="ratio", ours=on_off, target=">= 0.97", met=on_off >= 0.97))
-    for load in loads:
-        if "ours" not in pids:
-            break
+        relative = {name: median([off / on for on, off in zip(taken, bulk["off"], strict=True)])
+                    for name, taken in bulk.items() if name != "off"}  # fmt: skip
+        mine = relative.pop("ours")
+        rows.append(Row(metric="bulk download on/off", unit="ratio", ours=mine, peers=relative, target=">= 0.97",
+                        met=mine >= 0.97))  # fmt: skip
+    for load in loads if "ours" in pids else ():
         ours = ratio("ours", load)
         rates = peers(lambda name, load=load: ratio(name, load), load)
+        best = max([rate for name, rate in rates.items() if name not in ("floor", "library")], default=0.0)
+        least = wanted.get(load, 0.0)
+        is_met = ours >= least and ours > best
         rates["off, conn/s"] = median_of(results["off", load], "rate")
-        least = wanted.get(load)
         rows.append(Row(metric=f"{load}: new connections on/off", unit="ratio", ours=ours, peers=rates,
-                        target=f">= {least}" if least else "", met=ours >= least if least else None))  # fmt: skip
+                        target=f">= {least}, > peers" if least else "> peers", met=is_met))  # fmt: skip
         cpu = median_of(results["ours", load], "cpu_us")
         spent = peers(lambda name, load=load: median_of(results[name, load], "cpu_us"), load)
-        limit = 20.0 if load == "tls" else None
-        rows.append(Row(metric=f"{load}: CPU of the hook", unit="us/conn", ours=cpu, peers=spent,
-                        target=f"<= {limit:.1f}" if limit else "", met=cpu <= limit if limit else None))  # fmt: skip
-        rows.append(Row(metric=f"{load}: CPU of the agent", unit="us/conn",
-                        ours=median_of(results["ours", load], "agent_us")))  # fmt: skip
+        rows.append(Row(metric=f"{load}: CPU of the hook", unit="us/conn", ours=cpu, peers=spent))
+        both = median([found["cpu_us"] + found["agent_us"] for found in results["ours", load]])
+        limit = max(20.0, 1.1 * spent.get("suricata", 0.0)) if load == "tls" else None
+        rows.append(Row(metric=f"{load}: CPU of hook and agent", unit="us/conn", ours=both,
+                        target=f"<= {limit:.1f}" if limit else "", met=both <= limit if limit else None))  # fmt: skip
         queued = median_of(results["ours", load], "queued")
-        most = {"tls": 1.1, "http": 1.1, "pq": 2.0, "pq in two": 2.0}[load]
+        most = {"tcp": 0.0, "tls": 1.1, "http": 1.1, "pq": 2.0, "pq in two": 2.0}[load]
         rows.append(Row(metric=f"{load}: packets queued", unit="per conn", ours=queued,
                         peers=peers(lambda name, load=load: median_of(results[name, load], "queued"), load),
-                        target=f"<= {most}", met=queued <= most))  # fmt: skip
+                        target=f"<= {most}", met=round(queued, 2) <= most))  # fmt: skip
         for figure in ("p50_us", "p99_us"):
             pairs = {name: [on[figure] - off[figure] for on, off in zip(quiet[name, load], quiet["off", load],
                      strict=True)] for name in pids if (name, load) in quiet}  # fmt: skip

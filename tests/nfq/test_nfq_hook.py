@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq.flow import NEAR, PENDING_S
+from nfq.fold import Row, fold
 from nfq.hook import Hook, Mark, Now
 from nfq.packet import ACK, PSH, RST, SYN
 from policy.event import Blind, Flow, Seen
+from policy.frame import flows_of
 from policy.verdict import ALLOWED, FOREVER, Decision, Reason, Treatment, Verdict
 from tests.nfq.test_nfq_parsers import HELLO, REQUEST, client_hello
 
@@ -207,6 +209,49 @@ def test_records_made_without_their_constructor_have_all_fields() -> None:
     desk.receive(segment(REQUEST, sport=40002))
     assert [len(record) for record in desk.records] == [len(Flow._fields)] * 3
     assert desk.records[1] == desk.records[0]._replace(sport=40001)
+
+
+def test_a_flow_like_another_is_handed_over_as_a_row_that_says_the_same() -> None:
+    records: list[Flow] = []
+    rows: list[Row] = []
+    hook = Hook(Rules(b"www.example.org/bad"), records.append, rows.append)
+    other = REQUEST.replace(b" /", b" /other/", 1)
+    packets = [HELLO, HELLO, REQUEST, REQUEST, other, NAMELESS, NAMELESS, HELLO]
+    for at_s, payload in enumerate(packets):
+        assert hook.receive(segment(payload, sport=40000 + at_s), MAC, at(at_s)) == Mark.ALLOW
+    alone = Desk(b"www.example.org/bad")  # never gets to know what it has seen
+    for at_s, payload in enumerate(packets):
+        alone.hook.forget_decisions()
+        alone.hook.receive(segment(payload, sport=40000 + at_s), MAC, at(at_s))
+    assert [row[2] for row in rows] == [40001, 40003, 40007]
+    assert sorted([*records, *flows_of(fold(rows))]) == alone.records
+    assert hook.counters["flows"] == len(packets)
+
+
+def test_a_hello_in_two_segments_is_a_row_too_the_second_time() -> None:
+    records: list[Flow] = []
+    rows: list[Row] = []
+    hook = Hook(Rules(), records.append, rows.append)
+    for sport in (40000, 40001):
+        assert hook.receive(segment(HELLO[:60], seq=7, sport=sport), MAC, at(1)) == Mark.UNDECIDED
+        assert hook.counters["pending"] == 1
+        assert hook.receive(segment(HELLO[60:], seq=67, sport=sport), MAC, at(1)) == Mark.ALLOW
+        assert (hook.counters["pending"], hook.counters["pending_bytes"]) == (0, 0)
+    assert flows_of(fold(rows)) == [records[0]._replace(sport=40001)]
+
+
+def test_a_reload_or_another_hour_forgets_what_was_allowed() -> None:
+    for payload, name in ((HELLO, b"www.example.org"), (REQUEST, b"www.example.org/a")):
+        records: list[Flow] = []
+        rows: list[Row] = []
+        hook = Hook(Rules(), records.append, rows.append)
+        for sport in (40000, 40001):
+            hook.receive(segment(payload, sport=sport), MAC, at(0))
+        assert len(hook._templates) == 1
+        blocks = Rules(*{record.name.encode() + record.path.encode() for record in records}, name)
+        hook.reload(blocks)
+        assert hook.receive(segment(payload, sport=40002), MAC, at(1)) == Mark.BLOCK
+        assert (len(rows), records[-1].verdict) == (1, Verdict.BLOCK)
 
 
 def test_a_flow_in_crumbs_is_decided_by_the_groups_failure_rule() -> None:

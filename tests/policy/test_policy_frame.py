@@ -18,6 +18,7 @@ from policy.frame import (
     Events,
     Fold,
     Folded,
+    FoldedFlows,
     Hello,
     Hint,
     Reload,
@@ -27,6 +28,7 @@ from policy.frame import (
     down_frame,
     event_bytes,
     events_frame,
+    flows_of,
     folded_frame,
     hello_frame,
     read_down,
@@ -83,14 +85,47 @@ def test_a_folded_frame_is_believed_in_nothing(change: dict[str, object], why: s
         read_up(folded_frame(0, 1, right._replace(**change)))  # type: ignore[arg-type]
 
 
+FLOW = next(event for event in EVERY_KIND if isinstance(event, Flow))
+ALIKE = FLOW._replace(at_ms=0, client=b"", mac=b"", sport=0)
+
+
+def test_folded_flows_come_back_each_with_its_own_client_time_and_port() -> None:
+    clients = [b"\x0a\0\0\2" + b"\2" * 6, b"\xfd" + bytes(15)]
+    fold = Fold([event_bytes(ALIKE)], [0, 0, 0], [(1000, 2), (1005, 1)], clients, [0, 1, 0], [40000, 1, 65535])
+    one = ALIKE._replace(at_ms=1000, client=clients[0][:4], mac=b"\2" * 6, sport=40000)
+    assert flows_of(fold) == [
+        one,
+        one._replace(client=clients[1], mac=b"", sport=1),
+        one._replace(at_ms=1005, sport=65535),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"templates": [event_bytes(LOOKUP)]}, "no flows"),
+        ({"ports": [1, 2]}, "source ports of"),
+        ({"clients": [bytes(11)]}, "a MAC of 6"),
+        ({"which": [1]}, "past its table"),
+    ],
+)
+def test_folded_flows_are_believed_in_nothing(change: dict[str, object], why: str) -> None:
+    right = Fold([event_bytes(ALIKE)], [0], [(1, 1)], [b"\x0a\0\0\2"], [0], [1])
+    assert isinstance(read_up(folded_frame(0, 1, right)), FoldedFlows)
+    with pytest.raises(FrameError, match=why):
+        read_up(folded_frame(0, 1, right._replace(**change)))  # type: ignore[arg-type]
+
+
 def test_a_folded_frame_with_any_octet_changed_is_read_or_refused() -> None:
-    whole = folded_frame(0, 1, Fold([event_bytes(LOOKUP)] * 2, [0, 1], [(1, 2)], [b"\x0a\0\0\2"], [0, 0]))
-    for at in range(len(whole)):
-        for octet in (0, 0x7F, 0xC1, 0xFF, whole[at] ^ 1):
-            try:
-                read_up(whole[:at] + bytes((octet,)) + whole[at + 1 :])
-            except FrameError:
-                pass
+    look_ups = Fold([event_bytes(LOOKUP)] * 2, [0, 1], [(1, 2)], [b"\x0a\0\0\2"], [0, 0])
+    flows = look_ups._replace(templates=[event_bytes(ALIKE)] * 2, ports=[1, 2])
+    for whole in (folded_frame(0, 1, look_ups), folded_frame(0, 1, flows)):
+        for at in range(len(whole)):
+            for octet in (0, 0x7F, 0xC1, 0xFF, whole[at] ^ 1):
+                try:
+                    read_up(whole[:at] + bytes((octet,)) + whole[at + 1 :])
+                except FrameError:
+                    pass
 
 
 def test_the_small_frames() -> None:

@@ -1,6 +1,7 @@
 /* New connections as fast as they go. `load serve ADDRESS PORT` and
- * `load run ADDRESS PORT FILE SECONDS PARALLEL PIECES`: connect, send FILE (in PIECES segments), wait for the answer,
- * close by reset (no TIME_WAIT, so ports do not run out). Prints JSON: connections, seconds, failed, set-up and
+ * `load run ADDRESS PORT FILE SECONDS PARALLEL PIECES KINDS`: connect, send the next of FILE's KINDS equal parts (in
+ * PIECES segments), wait for the answer, close by reset (no TIME_WAIT, so ports do not run out). With an empty FILE a
+ * connection is done when it is there. Prints JSON: connections, seconds, failed, set-up and
  * request times in microseconds. One thread, epoll. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -66,7 +67,7 @@ static int by_size(const void *a, const void *b) {
 
 int main(int argc, char **argv) {
     static struct client clients[MOST];
-    static char data[65536], answer[4096];
+    static char data[1 << 20], answer[4096];
     static double whole[1 << 20], request[1 << 20];
     struct epoll_event ready[256];
     signal(SIGPIPE, SIG_IGN);
@@ -74,14 +75,15 @@ int main(int argc, char **argv) {
     peer = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(atoi(argv[3]))};
     inet_pton(AF_INET, argv[2], &peer.sin_addr);
     if (!strcmp(argv[1], "serve")) serve();
-    if (argc < 8) return 2;
+    if (argc < 9) return 2;
     FILE *file = fopen(argv[4], "rb");
     if (!file) { perror(argv[4]); return 1; }
-    size_t size = fread(data, 1, sizeof data, file);
+    int kinds = atoi(argv[8]), next = 0;
+    size_t size = fread(data, 1, sizeof data, file) / kinds;
     double seconds = atof(argv[5]);
     int parallel = atoi(argv[6]), pieces = atoi(argv[7]), one = 1;
     struct linger hard = {1, 0};
-    long done = 0, failed = 0;
+    long done = 0, failed = 0, asked = 0;
     poll_fd = epoll_create1(0);
     double begin = now_s(), end = begin + seconds, now;
     for (int i = 0; i < parallel; i++) clients[i].fd = -1;
@@ -105,17 +107,23 @@ int main(int argc, char **argv) {
         int count = epoll_wait(poll_fd, ready, 256, 100);
         for (int i = 0; i < count; i++) {
             struct client *c = &clients[ready[i].data.u64];
-            if (c->state == 0) {
+            if (c->state == 0 && size) {
+                const char *part = data + size * next;
+                next = (next + 1) % kinds;
                 c->sent = now_s();
+                asked++;
                 for (int p = 0; p < pieces; p++) {
                     size_t from = size * p / pieces, to = size * (p + 1) / pieces;
-                    (void)!send(c->fd, data + from, to - from, MSG_NOSIGNAL);
+                    (void)!send(c->fd, part + from, to - from, MSG_NOSIGNAL);
                 }
                 c->state = 1;
                 watch(c->fd, EPOLLIN, ready[i].data.u64, EPOLL_CTL_MOD);
                 continue;
             }
-            ssize_t got = read(c->fd, answer, sizeof answer);
+            int error = 0;
+            socklen_t length = sizeof error;
+            if (!size) { getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &length); c->sent = c->began; }
+            ssize_t got = size ? read(c->fd, answer, sizeof answer) : !error;
             if (got > 0) {
                 now = now_s();
                 if (done < 1 << 20) { whole[done] = now - c->began; request[done] = now - c->sent; }
@@ -131,7 +139,7 @@ int main(int argc, char **argv) {
     qsort(whole, kept, sizeof *whole, by_size);
     qsort(request, kept, sizeof *request, by_size);
     printf("{\"connections\": %ld, \"seconds\": %f, \"failed\": %ld, \"p50_us\": %.1f, \"p99_us\": %.1f, "
-           "\"request_p50_us\": %.1f, \"request_p99_us\": %.1f}\n", done, spent, failed, whole[kept / 2] * 1e6,
-           whole[kept * 99 / 100] * 1e6, request[kept / 2] * 1e6, request[kept * 99 / 100] * 1e6);
+           "\"request_p50_us\": %.1f, \"request_p99_us\": %.1f, \"asked\": %ld}\n", done, spent, failed, whole[kept / 2] * 1e6,
+           whole[kept * 99 / 100] * 1e6, request[kept / 2] * 1e6, request[kept * 99 / 100] * 1e6, asked);
     return 0;
 }
