@@ -162,7 +162,8 @@ class MainConfig(NamedTuple):
     device: str = ""
     """21 characters: nine of the vendor's, twelve of the MAC."""
     legal: str = ""
-    """Legal profile: what may be recorded at all. Empty: none was chosen, everything that is seen is recorded."""
+    """Legal profile: what may be recorded at all. Empty: none was chosen, everything that is seen is recorded, and the
+    status warns of it; `everything`: so it was chosen."""
     timezone: str = ""
     """POSIX or IANA name; empty: the system's."""
     clock: str = "kernel"
@@ -241,6 +242,11 @@ class NfqConfig(NamedTuple):
     """Evidence of address translation: `none`, `blocks` (a block of ports per client) or `events` (each flow)."""
     nat_network: tuple[str, ...] = ()
     """IPv4 networks whose addresses have ports of their own, with `blocks`."""
+
+    @property
+    def refused_queue(self) -> int:
+        """The queue behind the workers' own: what devices without a login tried."""
+        return self.queue_first + self.workers
 
 
 class RingConfig(NamedTuple):

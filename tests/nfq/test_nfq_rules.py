@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nfq import rules
+from nfq.admission import Admission
 from nfq.rules import Plan
 from tests.lab.lab import ROOT, Lab
 
@@ -19,12 +20,18 @@ pytestmark = pytest.mark.lab
 
 OPEN = Plan(lan=("br-lan",), queue_first=20, queues=2, mask=0x0F000000, dns_port=5300, closed=False)
 CLOSED = OPEN._replace(closed=True, queues=1, lan=("br-lan", "br-guest"))
+LEASE_S = 2
+"""Shorter than the real one, and the same rules: a test waits for its end."""
+IDENTITY = OPEN._replace(admission=Admission(22, ("198.51.100.22/32", "2001:db8:100::22/128")))
 
 DRIVE = """
 import sys
 sys.path.insert(0, {root!r})
 from nfq.firewall import Firewall
 from nfq.rules import Plan
+from nfq.admission import Admission, Admitted
+from nfq import rules
+rules.LEASE_S = {lease}
 firewall = Firewall(Plan(**{plan!r}), {backend!r})
 {do}
 """
@@ -39,7 +46,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def drive(lab: Lab, do: str, plan: Plan = OPEN, backend: str = "iptables") -> str:
     import sys
 
-    code = DRIVE.format(root=str(ROOT), plan=plan._asdict(), backend=backend, do=do)
+    code = DRIVE.format(root=str(ROOT), plan=plan._asdict(), backend=backend, do=do, lease=LEASE_S)
     result = lab.run("router", [sys.executable, "-c", code])
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
@@ -50,7 +57,7 @@ def saved(lab: Lab) -> str:
     return "".join(line + "\n" for line in text.splitlines() if line.startswith("-A"))
 
 
-@pytest.mark.parametrize("plan", [OPEN, CLOSED])
+@pytest.mark.parametrize("plan", [OPEN, CLOSED, IDENTITY])
 def test_iptables_applied_twice_is_applied_once_and_removed_leaves_nothing(lab: Lab, plan: Plan) -> None:
     before = saved(lab)
     drive(lab, "firewall.apply()", plan)
@@ -127,9 +134,9 @@ def test_the_redirect_lives_as_long_as_its_lease_is_renewed(lab: Lab, backend: s
     assert not redirected(lab)
     for _ in range(3):  # renewed in time, it outlives its own length
         drive(lab, renew, backend=backend)
-        time.sleep(rules.LEASE_S / 2)
+        time.sleep(LEASE_S * 0.6)
         assert redirected(lab)
-    time.sleep(rules.LEASE_S + 0.5)
+    time.sleep(LEASE_S + 0.5)
     assert not redirected(lab)
     drive(lab, remove, backend=backend)
 
@@ -150,8 +157,9 @@ def test_port_853_is_refused_at_once(lab: Lab, tmp_path: Path) -> None:
         {"devices": ("br-lan", "wan0")},
         {"nat": (rules.NatBlock("10.20.0.11", 2048, 3071), rules.NatBlock("10.20.0.12", 3072, 4095)), "wan": "wan0"},
         {"nat": (rules.NatBlock("10.20.0.11", 2048, 3071),)},
+        {"admission": IDENTITY.admission},
     ],
-    ids=["flowtable", "nat", "nat without wan"],
+    ids=["flowtable", "nat", "nat without wan", "identity"],
 )
 def test_nft_understands_our_flowtable_and_port_blocks(lab: Lab, more: dict[str, object]) -> None:
     text = without_queue(rules.nft(OPEN._replace(**more)))  # type: ignore[arg-type]
@@ -180,3 +188,29 @@ def test_the_sets_take_networks_with_and_without_an_end(lab: Lab) -> None:
     assert "2001:db8:9::/48" in listed
     assert "198.51.100.9 timeout 1m" in listed
     lab.run("router", "nft delete table inet gatehouse")
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+def test_only_whoever_is_admitted_passes_while_the_lease_lives(lab: Lab, backend: str) -> None:
+    def gets(who: str, address: str) -> bool:
+        url = f"http://{address}/"
+        return lab.run(who, f"curl -s --max-time 3 -o /dev/null -w %{{http_code}} {url}").stdout == "200"
+
+    prepare = "firewall._backend = firewall._choose()"
+    if backend == "nft":
+        assert lab.run("router", "nft -f -", input=without_queue(rules.nft(IDENTITY))).returncode == 0
+    else:
+        prepare += "; firewall.apply()"
+    macs = "frozenset({bytes.fromhex('02000000000b')})"
+    admit = f"firewall.admit(Admitted({macs}, frozenset({{bytes((10, 20, 0, 21))}})))"
+    before = saved(lab)
+    drive(lab, f"{prepare}; {admit}", IDENTITY, backend)
+    assert gets("pupil2", "198.51.100.20"), "no lease yet"
+    drive(lab, f"firewall._backend = firewall._choose(); firewall.renew_lease(); {admit}", IDENTITY, backend)
+    assert [gets(who, "198.51.100.20") for who in ("pupil1", "pupil2", "teacher")] == [True, False, True]
+    assert [gets(who, "[2001:db8:100::20]") for who in ("pupil1", "pupil2")] == [True, False]
+    assert [gets("pupil2", address) for address in ("198.51.100.22", "[2001:db8:100::22]")] == [True, True]
+    drive(lab, "firewall._backend = firewall._choose(); firewall.remove()", IDENTITY, backend)
+    assert gets("pupil2", "198.51.100.20")
+    if backend == "nft":
+        assert saved(lab) == before
