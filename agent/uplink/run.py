@@ -68,6 +68,8 @@ class Uplink:
         self._urgent_after = 0
         self._urgent_sent = 0
         self._behind = 0
+        self._is_draining = False
+        """There was a backlog, and it has not been taken to its end."""
         self._link: Broker | None = None
         self._linked_at = 0.0
         self._retry_at = time.monotonic() + self._backoff.next_delay_s()
@@ -338,10 +340,13 @@ class Uplink:
         """Take from the ring: at once if there is a backlog, else now and then."""
         while self._is_begun and self._delivery.wants():
             waiting = self._behind - self._held()
-            if waiting <= 0 or (waiting < LIVE_RECORDS and now < self._take_at):
+            # A backlog goes to its end, not to where the rest would wait for company again.
+            self._is_draining = waiting >= LIVE_RECORDS or (self._is_draining and waiting > 0)
+            if waiting <= 0 or (not self._is_draining and now < self._take_at):
                 return
             self._take_at = now + self._settings.live_s
-            if not self._take(is_live=waiting < LIVE_RECORDS):
+            if not self._take(is_live=not self._is_draining):
+                self._is_draining = False
                 return
 
     def _held(self) -> int:
@@ -401,7 +406,8 @@ class Uplink:
             packed,
         )
         self._last_link, self._last_seq = batches.link, last["next_seq"]
-        payload = wire.write_batches(batches, as_stored=self._as_stored, joined=is_live)
+        swift = not is_live and not self._delivery.is_behind and not self._settings.bandwidth
+        payload = wire.write_batches(batches, as_stored=self._as_stored, joined=is_live, swift=swift)
         self._put_body(payload, batches.next_seq, batches.next_seq - batches.first_seq, batches)
 
     def _put_body(self, payload: bytes, next_seq: int, records: int, batches: Batches | None) -> None:

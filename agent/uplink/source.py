@@ -29,6 +29,8 @@ ACTIONS: Final = ("begin", "take", "acknowledge", "poll", "report", "gap", "note
 SILENT_MS: Final = 60_000
 MAX_TAKEN: Final = 4096
 """Items given out and not acknowledged."""
+PASSED_BY: Final = 64
+"""Batches that are too old to be looked into, between two turns of the agent's loop: 2 ms."""
 MAX_URGENT: Final = 256
 """Records ahead of their batches in one answer."""
 
@@ -121,12 +123,14 @@ class Source:
             with store.book.reading(number) as segment:
                 if isinstance(segment, Sealed) or segment.next_seq <= after:
                     continue
-                for batch in segment.batches(after):
+                for passed, batch in enumerate(segment.batches(after), 1):
                     reached = batch.seq + batch.records - 1
                     if batch.sample.boot == self._clock.boot_id and batch.sample.boottime_ms >= since_ms:
                         for row in _critical(segment, batch):
                             given += 1
                             yield {"row": row}
+                    elif passed % PASSED_BY:
+                        continue
                     if given >= MAX_URGENT:
                         break
                     yield BUSY

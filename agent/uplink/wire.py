@@ -50,6 +50,10 @@ _FILTERS: Final[list[dict[str, Any]]] = [
     # 256 KiB of dictionary hold what one message says, and cost the router 3 MB for a moment.
     {"id": lzma.FILTER_LZMA1, "dict_size": 1 << 18, "lc": 3, "lp": 0, "pb": 0, "mode": lzma.MODE_NORMAL, "nice_len": 64}
 ]
+_SWIFT: Final[list[dict[str, Any]]] = [
+    # The same form, looked for less hard: 8.2 octets a record instead of 7.3, at four times the speed.
+    {**_FILTERS[0], "mode": lzma.MODE_FAST, "mf": lzma.MF_HC4, "depth": 8}
+]
 _NO_MSGPACK: Final = (msgpack.UnpackException, RecursionError)
 KIND_OF: Final[dict[str, type[Event]]] = {kind.__name__.lower(): kind for kind in TAG_OF}
 
@@ -195,9 +199,10 @@ def whole_hash(payload: bytes) -> bytes:
     return blake2b(payload, digest_size=32).digest()
 
 
-def write_batches(message: Batches, *, as_stored: bool = False, joined: bool = False) -> bytes:
+def write_batches(message: Batches, *, as_stored: bool = False, joined: bool = False, swift: bool = False) -> bytes:
     """Batches as octets: packed together, unless `as_stored` or that would not be smaller.
 
+    `swift`: it is time that is short, not the line.
     `joined`: as one batch, so that a name is said once and not once a batch: a tenth smaller for twice the time.
     """
     stored = b"".join([row.data for row in message.rows])
@@ -205,7 +210,8 @@ def write_batches(message: Batches, *, as_stored: bool = False, joined: bool = F
     if not as_stored:
         plains = [zlib.decompress(row.data) for row in message.rows]
         lengths = [len(plain) for plain in plains]
-        form, data = 1, lzma.compress(b"".join(plains), lzma.FORMAT_RAW, filters=_FILTERS)
+        filters = _SWIFT if swift else _FILTERS
+        form, data = 1, lzma.compress(b"".join(plains), lzma.FORMAT_RAW, filters=filters)
         whole = _joined(plains) if joined and len(plains) > 1 else b""
         packed = lzma.compress(whole, lzma.FORMAT_RAW, filters=_FILTERS) if whole else data
         if len(packed) < len(data):

@@ -304,7 +304,7 @@ def main() -> None:
 def _hot(directory: Path, authority: Authority) -> dict[str, float]:
     """Batches of the day that runs: what an outage of hours leaves."""
     clock = Yesterday()
-    clock._wall = time.time_ns() // 1_000_000 - 3_600_000
+    clock._wall = time.time_ns() // 1_000_000 - 60_000  # of today: a day that is over would be sealed at once
     ring = Ring(str(directory / "hot" / "ring"), clock, seal=True, budget_bytes=1 << 30)
     total = 0
     for events in day(4, 300, 200_000):
