@@ -29,6 +29,9 @@ from policy.signature import public_key, sign
 
 POLL_S: Final = 1.0
 """Between two looks at the ring: how late a block may reach the centre."""
+AHEAD_S: Final = 5.0
+"""Between two messages of critical records: the first goes at once, and in a stream of them those of five seconds share
+one message, for a message by itself costs more than the record in it."""
 STATUS_S: Final = 5.0
 """Between two looks at the agent's status, for what has changed."""
 LIVE_RECORDS: Final = 16_384
@@ -67,6 +70,9 @@ class Uplink:
         self._is_begun = False
         self._urgent_after = 0
         self._urgent_sent = 0
+        self._ahead: list[Mapping[str, object]] = []
+        """Critical records that wait until the last ones are AHEAD_S ago."""
+        self._ahead_at = 0.0
         self._behind = 0
         self._is_draining = False
         """There was a backlog, and it has not been taken to its end."""
@@ -308,8 +314,11 @@ class Uplink:
                 return
             self._behind = row["behind"]
             self._urgent_after = row["reached"]
-        for at in range(0, len(records), wire.MAX_URGENT // 4):
-            self._publish_urgent(link, tuple(records[at : at + wire.MAX_URGENT // 4]), now)
+        self._ahead += records
+        if self._ahead and now >= self._ahead_at:
+            records, self._ahead, self._ahead_at = self._ahead, [], now + AHEAD_S
+            for at in range(0, len(records), wire.MAX_URGENT // 4):
+                self._publish_urgent(link, tuple(records[at : at + wire.MAX_URGENT // 4]), now)
 
     def _publish_urgent(self, link: Broker, records: tuple[Mapping[str, object], ...], now: float) -> None:
         payload = wire.write(wire.Urgent(self._ring_key.ring, records))
@@ -333,6 +342,7 @@ class Uplink:
         self._bodies.clear()
         self._last_link = b""
         self._urgent_after = 0
+        self._ahead = []
         self._is_begun = True
         self._take_at = 0.0
 
@@ -499,7 +509,8 @@ class Uplink:
             temperatures=read_temperatures(),
             every_s=self._settings.heartbeat_s,
         )
-        link.publish(self.topics.of("heartbeat"), seal(b"heartbeat", octets, self._ring_key.sign, self._ring_key.ring))
+        said = seal(b"heartbeat", wire.deflated(octets), self._ring_key.sign, self._ring_key.ring)
+        link.publish(self.topics.of("heartbeat"), said)
 
     def _counters(self) -> dict[str, object]:
         counters = {"behind": self._behind, "urgent": self._urgent_sent, **self._delivery.counters}
