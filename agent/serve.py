@@ -47,6 +47,8 @@ ALIVE_S: Final = 1.0
 NOTICE_S: Final = 10.0
 """Between two looks at the published notice."""
 QUEUES_S: Final = 2.0
+RETENTION_S: Final = 600.0
+"""Between two looks at whether records go before the centre has them."""
 
 
 class Agent:
@@ -138,6 +140,7 @@ class Agent:
                 Timer(NEIGHBOURS_S, self.look_around),
                 Timer(NOTICE_S, self.look_at_notice),
                 *([Timer(ALIVE_S, self.record_translations)] if config.nfq.nat == "events" else []),
+                *([Timer(RETENTION_S, self.uplink.watch_retention)] if config.uplink.enabled else []),
                 *([Timer(QUEUES_S, self.watch_queues)] if config.nfq.enabled else []),
             ),
         )

@@ -14,19 +14,23 @@ from typing import Final
 
 from agent.control import BUSY, Answer, Request
 from agent.uplink.wire import urgent_record
-from policy.errors import ConfigError
+from policy.errors import ConfigError, StorageError
 from policy.event import Event, Gap, Maintenance, is_critical
 from policy.verdict import Verdict
 from storage.batch import unpack, verdict_of
 from storage.clock import Clock
 from storage.cursor import Bulk, Cursor, Item, Lost, Taken
 from storage.hot import Batch, Segment
+from storage.retention import DAY_MS
 from storage.sealed import Sealed
 from storage.writer import Ring
 
 NAME: Final = "centre"
 ACTIONS: Final = ("begin", "take", "acknowledge", "poll", "report", "gap", "note")
 SILENT_MS: Final = 60_000
+WARN_DAYS: Final = 7.0
+"""So long before records go that the centre does not have yet somebody is told; where they are kept for less than two
+weeks, half of that."""
 MAX_TAKEN: Final = 4096
 """Items given out and not acknowledged."""
 PASSED_BY: Final = 64
@@ -46,6 +50,7 @@ class Source:
         self._reported_ms = 0
         self._name = os.urandom(8).hex()
         """Of this life of the agent."""
+        self._warning, self._expiring = "", False
         self._cursor: Cursor | None = None
         self._taken: deque[Item] = deque()
 
@@ -76,9 +81,37 @@ class Source:
     def troubles(self) -> list[str]:
         """Why the centre cannot be reached, for `gatehouse status`; empty: it can."""
         if self._clock.read().boottime_ms - self._reported_ms > SILENT_MS:
-            return ["the uplink is not there"]
+            return ["the uplink is not there", *([self._warning] if self._warning else [])]
         why = self.report.get("why")
-        return [f"uplink: {why}"] if why else []
+        return [*([f"uplink: {why}"] if why else []), *([self._warning] if self._warning else [])]
+
+    def watch_retention(self) -> None:
+        """Now and then: will records go before the centre has them? On the log once, in `troubles` all along."""
+        try:
+            days = self._days_left()
+        except StorageError:  # told by others
+            return
+        was, self._expiring = self._expiring, days is not None
+        if days is None:
+            self._warning = ""
+            return
+        when = f"in {days:.1f} days" if days > 0 else "now"
+        self._warning = (
+            f"uplink: records that the centre does not have yet go {when}; see to the line, or keep them longer"
+        )
+        if not was:
+            said = f"the centre does not have the oldest records, and they go {when}"
+            now_ms = self._clock.read().boottime_ms
+            self._record(Maintenance(now_ms, "agent", "retention-at-risk", "uplink", "", "", said))
+
+    def _days_left(self) -> float | None:
+        """Until the first record goes that is not acknowledged; None: long enough, or nothing is missing."""
+        oldest, now, store = self._open().oldest(), self._clock.read(), self._ring.store()
+        kept = store.expires_days(now)
+        if oldest is None or oldest.last_ms is None or kept is None or not now.synced:
+            return None
+        left = kept - (now.wall_ms - oldest.last_ms) / DAY_MS
+        return left if left < min(WARN_DAYS, kept / 2) else None
 
     def _begin(self) -> Iterator[Mapping[str, object]]:
         """A new uplink: everything that is not acknowledged is given out again."""
