@@ -191,6 +191,7 @@ def live(directory: Path, authority: Authority, seconds: float, *, warm: bool) -
             octets = wire.octets - from_octets
             alarms = centre.sql("SELECT text FROM alarm WHERE kind <> 'silent'")
             assert alarms == [], alarms
+            time.sleep(6)  # the uplink tells its counters every five seconds
             urgent = device.status()["uplink"]["urgent"]  # type: ignore[index]
             payload = device.status()["uplink"]["sent_bytes"]  # type: ignore[index]
             centre.stop()
