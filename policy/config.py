@@ -287,6 +287,8 @@ class UplinkConfig(NamedTuple):
     """How long accesses may wait, to go together; blocks, sessions and maintenance go at once."""
     urgent_s: int = 3600
     """After an outage, blocks and sessions of so long ago go before everything else."""
+    fresh: bool = False
+    """While there is a backlog, today's accesses go ahead of it every `live`: as copies, the backlog has them again."""
     stagger_s: int = 30
     """The first try after a boot comes somewhere within it."""
     bandwidth: int = 0
@@ -520,6 +522,7 @@ def _uplink(options: Options, main: Options) -> UplinkConfig:
         heartbeat_s=options.duration("heartbeat", f"{base.heartbeat_s}s", 1, 3600),
         live_s=options.duration("live", f"{base.live_s}s", 1, 3600),
         urgent_s=options.duration("urgent", f"{base.urgent_s}s", 0, 604800),
+        fresh=options.boolean("fresh", base.fresh),
         stagger_s=options.duration("stagger", f"{base.stagger_s}s", 0, 3600),
         bandwidth=options.size("bandwidth", f"{base.bandwidth}", 0, 1 << 40),
         order_key=_fingerprints(options, "order_key"),

@@ -73,6 +73,7 @@ class Uplink:
         self._ahead: list[Mapping[str, object]] = []
         """Critical records that wait until the last ones are AHEAD_S ago."""
         self._ahead_at = 0.0
+        self._fresh_at, self._fresh_seq, self._fresh_link = 0.0, 0, b""
         self._behind = 0
         self._is_draining = False
         """There was a backlog, and it has not been taken to its end."""
@@ -255,6 +256,7 @@ class Uplink:
             self._status_at = now + min(STATUS_S, self._settings.heartbeat_s / 2)
             self._beat(link, now)
         self._fill(now)
+        self._send_fresh(link, now)
         self._send(link, now)
         link.flush()
 
@@ -395,7 +397,15 @@ class Uplink:
 
     def _put_batches(self, rows: list[Mapping[str, Any]], is_live: bool) -> None:
         first, last = rows[0], rows[-1]
-        before = self._last_link if self._last_seq == first["first_seq"] else b""
+        batches = self._batches_of(rows, self._last_link if self._last_seq == first["first_seq"] else b"")
+        self._last_link, self._last_seq = batches.link, last["next_seq"]
+        swift = not is_live and not self._delivery.is_behind and not self._settings.bandwidth
+        payload = wire.write_batches(batches, as_stored=self._as_stored, joined=is_live, swift=swift)
+        self._put_body(payload, batches.next_seq, batches.next_seq - batches.first_seq, batches)
+
+    def _batches_of(self, rows: list[Mapping[str, Any]], before: bytes) -> Batches:
+        """Rows of the agent's that follow each other, as a message. `before`: the chain's link before them."""
+        first = rows[0]
         packed = tuple(
             Row(
                 row["next_seq"] - row["first_seq"],
@@ -406,19 +416,36 @@ class Uplink:
             )
             for row in rows
         )
-        batches = Batches(
-            self._ring_key.ring,
-            first["segment"],
-            first["first_seq"],
-            first["boot"],
-            before,
-            bytes.fromhex(last["link"]),
-            packed,
-        )
-        self._last_link, self._last_seq = batches.link, last["next_seq"]
-        swift = not is_live and not self._delivery.is_behind and not self._settings.bandwidth
-        payload = wire.write_batches(batches, as_stored=self._as_stored, joined=is_live, swift=swift)
-        self._put_body(payload, batches.next_seq, batches.next_seq - batches.first_seq, batches)
+        names = (self._ring_key.ring, first["segment"], first["first_seq"], first["boot"])
+        return Batches(*names, before, bytes.fromhex(rows[-1]["link"]), packed)
+
+    def _send_fresh(self, link: Broker, now: float) -> None:
+        """What clients do now, ahead of a backlog. Copies: should one be lost on its way, the backlog has it."""
+        has_backlog = self._is_begun and self._behind >= LIVE_RECORDS
+        if not self._settings.fresh or not has_backlog or now < self._fresh_at:
+            return
+        self._fresh_at = now + self._settings.live_s
+        since_ms = max(0, self.clock.boottime_ms() - 2000 * self._settings.live_s)
+        group: list[Mapping[str, Any]] = []
+        for row in self._ask("fresh", after=max(self._fresh_seq - 1, 0), since_ms=since_ms):
+            if group and not _follows(group[-1], row):
+                self._publish_fresh(link, group, now)
+                group = []
+            if not group and self._fresh_seq != row["first_seq"]:
+                self._fresh_link = b""
+                self._publish_fresh(link, [row], now)  # what is before it is not known: it goes alone
+            else:
+                group.append(row)
+        if group:
+            self._publish_fresh(link, group, now)
+
+    def _publish_fresh(self, link: Broker, rows: list[Mapping[str, Any]], now: float) -> None:
+        batches = self._batches_of(rows, self._fresh_link)
+        self._fresh_link, self._fresh_seq = batches.link, batches.next_seq
+        payload = wire.write_batches(batches, as_stored=self._as_stored, joined=True)
+        if len(payload) <= wire.MAX_MESSAGE - 256:
+            link.publish(self.topics.of("records"), payload, is_often=True)
+            self._delivery.spend(len(payload), now)
 
     def _put_body(self, payload: bytes, next_seq: int, records: int, batches: Batches | None) -> None:
         load = Load(self._numbers, next_seq, len(payload), _cut(payload))

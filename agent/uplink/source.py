@@ -26,7 +26,7 @@ from storage.sealed import Sealed
 from storage.writer import Ring
 
 NAME: Final = "centre"
-ACTIONS: Final = ("begin", "take", "acknowledge", "poll", "report", "gap", "note")
+ACTIONS: Final = ("begin", "take", "acknowledge", "poll", "fresh", "report", "gap", "note")
 SILENT_MS: Final = 60_000
 WARN_DAYS: Final = 7.0
 """So long before records go that the centre does not have yet somebody is told; where they are kept for less than two
@@ -35,6 +35,8 @@ MAX_TAKEN: Final = 4096
 """Items given out and not acknowledged."""
 PASSED_BY: Final = 64
 """Batches that are too old to be looked into, between two turns of the agent's loop: 2 ms."""
+MAX_FRESH: Final = 192 << 10
+"""Octets of batches that go ahead of a backlog at a time."""
 MAX_URGENT: Final = 256
 """Records ahead of their batches in one answer."""
 
@@ -65,6 +67,8 @@ class Source:
                 self._acknowledge(_number(request, "place"))
             case "poll":
                 yield from self._poll(_number(request, "after"), _number(request, "since_ms"))
+            case "fresh":
+                yield from self._fresh(_number(request, "after"), _number(request, "since_ms"))
             case "report":
                 report = request.get("report")
                 self.report = report if isinstance(report, dict) else {}
@@ -132,13 +136,10 @@ class Source:
             match item:
                 case Taken():
                     given += len(item.data)
-                    fields: dict[str, object] = item._asdict()
-                    fields |= {"link": item.link.hex(), "data": b64encode(item.data).decode(), **item.sample._asdict()}
-                    del fields["sample"]
-                    yield {"row": {"kind": "batch", **fields}}
+                    yield {"row": _batch_row(item)}
                 case Bulk():
                     given += item.size
-                    fields = {**item._asdict(), "root": item.root.hex(), "level": int(item.level)}
+                    fields: dict[str, object] = {**item._asdict(), "root": item.root.hex(), "level": int(item.level)}
                     yield {"row": {"kind": "sealed", "path": self._ring.store().path_of(item.segment), **fields}}
                 case Lost():
                     yield {"row": {"kind": "lost", **item._asdict()}}
@@ -178,10 +179,33 @@ class Source:
         }
         yield {"row": {"kind": "end", **said, "head": last.head.hex(), "acknowledged": cursor.acknowledged}}
 
+    def _fresh(self, after: int, since_ms: int) -> Answer:
+        """Batches of the day that runs, committed since a moment of this boot, above number `after`. They stay where
+        they are: whoever takes them from the backlog gets them again.
+        """
+        segment, given = self._ring.store().segment, 0
+        for passed, batch in enumerate(segment.batches(after), 1):
+            if batch.sample.boot == self._clock.boot_id and batch.sample.boottime_ms >= since_ms:
+                end = batch.seq + batch.records
+                item = Taken(segment.number, batch.seq, end, batch.sample, batch.link, batch.data)
+                given += len(batch.data)
+                yield {"row": _batch_row(item)}
+            elif not passed % PASSED_BY:
+                yield BUSY
+            if given > MAX_FRESH:
+                return
+
     def _open(self) -> Cursor:
         if self._cursor is None:
             self._cursor = Cursor(self._ring, NAME)
         return self._cursor
+
+
+def _batch_row(item: Taken) -> Mapping[str, object]:
+    fields: dict[str, object] = item._asdict()
+    fields |= {"link": item.link.hex(), "data": b64encode(item.data).decode(), **item.sample._asdict()}
+    del fields["sample"]
+    return {"kind": "batch", **fields}
 
 
 def _critical(segment: Segment, batch: Batch) -> Iterator[Mapping[str, object]]:
