@@ -105,10 +105,10 @@ def test_blocks_are_at_the_centre_before_the_backlog(tmp_path: Path) -> None:
 
 def test_what_clients_do_now_is_there_before_the_backlog_where_it_is_asked_for(tmp_path: Path) -> None:
     """The same slow line; with `fresh` an access of a moment ago does not wait for the days before it."""
-    fill(tmp_path / "device" / "ring", 30_000)
+    fill(tmp_path / "device" / "ring", 40_000)
     mosquitto = Mosquitto(tmp_path / "mosquitto", None)
     centre = Centre(tmp_path / "centre", mosquitto.centre_port)
-    more = "\toption bandwidth '4k'\n\toption fresh '1'\n"
+    more = "\toption bandwidth '2k'\n\toption fresh '1'\n"
     device = Device(tmp_path / "device", mosquitto.port, more=more)
     with running(mosquitto, centre, device):
         link = Link(str(tmp_path / "device" / "run" / "events"), "dns", 0)
@@ -125,12 +125,12 @@ def test_what_clients_do_now_is_there_before_the_backlog_where_it_is_asked_for(t
 
         wait_until(lambda: centre.sql("SELECT 1 FROM batch"), 15, device.log)
         wait_until(lambda: len(fresh()) == 3, 25, device.log)
-        assert centre.until() < 30_000, "the backlog is still on its way"
-        device.config.write_text(device.config.read_text().replace("'4k'", "'4M'"))
+        assert centre.until() < 40_000, "the backlog is still on its way"
+        device.config.write_text(device.config.read_text().replace("'2k'", "'4M'"))
         device.kill("uplink")
-        wait_until(lambda: centre.until() > 30_003, 60, device.log)
+        wait_until(lambda: centre.until() > 40_003, 60, device.log)
     found = read(tmp_path / "centre")
-    assert (found.total, found.alarms) == (30_003, [])
+    assert (found.total, found.alarms) == (40_003, [])
     assert [found.names[f"now{number}.example"] for number in range(3)] == [1, 1, 1]
 
 
