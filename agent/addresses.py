@@ -45,8 +45,21 @@ class Addresses:
             found = self._known.get(address)
         return found or _UNKNOWN
 
+    def peek(self, address: bytes) -> Identity:
+        """The same, without a look at the kernel's table."""
+        return self._known.get(address) or _UNKNOWN
+
+    def notice(self, address: bytes, mac: bytes) -> None:
+        """A packet with this MAC came from this address. It may be borrowed: where the kernel's table has said whose it
+        is, that stands until the table says otherwise.
+        """
+        if address in self._known:
+            self._known.move_to_end(address)
+        else:
+            self.learn(address, mac)
+
     def learn(self, address: bytes, mac: bytes) -> None:
-        """This MAC was seen to use this address just now."""
+        """This address is this MAC's."""
         known = self._known.get(address)
         if known is None:
             self._known[address] = self._changed[address] = Identity(mac)

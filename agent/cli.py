@@ -237,6 +237,9 @@ def run_status(options: argparse.Namespace, config: Config) -> int:
     else:
         for key, value in _flatten(status):
             print(f"{key:32} {value}")
+    legal = status.get("legal")
+    if isinstance(legal, dict) and legal.get("warning"):
+        print(f"warning: {legal['warning']}", file=sys.stderr)
     return 0 if status.get("state") == "protecting" else 1
 
 
@@ -367,12 +370,14 @@ def run_button(options: argparse.Namespace, config: Config) -> int:
 
 def run_check(options: argparse.Namespace, config: Config) -> int:
     from agent import policy_source
-    from agent.legal import load_profile
+    from agent.legal import load_profile, unchosen
     from agent.session_desk import places_of
 
     policy_source.check(config)
     load_profile(config)
     places_of(config)
+    if warning := unchosen(config):
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{options.config}: no mistake found")
     return 0
 

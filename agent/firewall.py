@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Final
 
+from nfq.admission import NOBODY, Admission, Admitted
 from nfq.firewall import Firewall, Listed
 from nfq.rules import NatBlock, plan_of
 from policy.config import Config
@@ -36,7 +37,11 @@ class Guard:
         self._fill = False
         self.offered = -1
         """Packets that the rules have sent to our queues; -1: not looked at since `take_offered`."""
-        self._firewall = Firewall(plan_of(config, nat), config.main.firewall)
+        self._backend = config.main.firewall
+        self._firewall = Firewall(plan_of(config, nat), self._backend)
+        self._admitted = NOBODY
+        self._admit = False
+        """Who is admitted is to be told to the kernel."""
         self._now_s = now_s
         self._check_at = 0.0
         self._is_applied = False
@@ -60,7 +65,10 @@ class Guard:
             self._look_for_offload(told)
         if self._is_applied and self._fill:
             self._fill_sets(told)
-        if self._is_applied and self._dns and alive >= self._dns:
+        if self._is_applied and self._admit:
+            self._tell_admitted(told)
+        # The lease holds the redirect, and the door for those who are not admitted.
+        if self._is_applied and (self._dns or self._firewall.plan.admission) and alive >= self._dns:
             self._firewall.renew_lease()
         return told
 
@@ -88,6 +96,36 @@ class Guard:
             self._networks = networks
             self._fill = True
 
+    def ask_for_identity(self, admission: Admission | None) -> None:
+        """From the next `handle_timer` on nobody passes who is not admitted; None: everybody does."""
+        plan = self._firewall.plan
+        if plan.admission != admission:
+            self._firewall = Firewall(plan._replace(admission=admission), self._backend)
+            self._is_applied = False
+
+    def admit(self, admitted: Admitted) -> None:
+        """These may pass: into the kernel with the next `handle_timer`."""
+        if admitted != self._admitted:
+            self._admitted = admitted
+            self._admit = self._firewall.plan.admission is not None
+
+    def admit_now(self) -> list[tuple[str, str]]:
+        """The same, without waiting for the next second. Returns (action, text) for the record."""
+        told: list[tuple[str, str]] = []
+        if self._enabled and self._is_applied and self._admit:
+            self._tell_admitted(told)
+        return told
+
+    def _tell_admitted(self, told: list[tuple[str, str]]) -> None:
+        try:
+            self._firewall.admit(self._admitted)
+        except GatehouseError as error:  # tried again every second
+            if str(error) != self._trouble:
+                told.append(("rules", f"who is admitted: {error}"))
+            self._trouble = str(error)
+            return
+        self._admit, self._trouble = False, ""
+
     def _fill_sets(self, told: list[tuple[str, str]]) -> None:
         self._fill = False
         try:
@@ -110,7 +148,9 @@ class Guard:
     def troubles(self) -> list[str]:
         """What is wrong now, in words for a person."""
         if not self._enabled:
-            return []
+            has_duty = self._firewall.plan.admission is not None
+            return ["identity: the legal profile lets nobody pass without a login, and `firewall none` lets everybody"
+                    ] if has_duty else []  # fmt: skip
         if self._offload:
             words = "set firewall.@defaults[0].flow_offloading to 0"
             return [
@@ -128,6 +168,8 @@ class Guard:
             "repaired": self._repaired,
             "offload": self._offload,
             "listed": len(self._networks),
+            "admission": "identity" if self._firewall.plan.admission else "anybody",
+            "admitted": len(self._admitted.macs) + len(self._admitted.addresses),
             "enabled": self._enabled,
         }
 
@@ -143,7 +185,8 @@ class Guard:
         self._is_applied = True
         self.offered = 0  # new chains count from nothing
         self._fill = bool(self._networks)
-        told.append(("rules", text))
+        self._admit = self._firewall.plan.admission is not None
+        told.append(("rules", f"{text}; nobody passes without a login" if self._admit else text))
 
     def _is_there(self) -> bool:
         try:

@@ -27,6 +27,12 @@ Who: TypeAlias = tuple[bytes, bytes, str]
 """Client address, hardware address, session."""
 
 
+class SessionOf(Protocol):
+    """Whose an address (of a MAC) was at a time; `is_own`: the MAC is the packet's own, not the neighbour table's."""
+
+    def __call__(self, address: bytes, mac: bytes, at_ms: int, *, is_own: bool = False) -> str: ...
+
+
 class Visibility(Protocol):
     """What intake asks of `agent.visibility.Visibility`."""
 
@@ -99,7 +105,7 @@ class Intake:
         identify: Callable[[bytes], Identity],
         learn: Callable[[bytes, bytes], None],
         *,
-        session_of: Callable[[bytes, bytes, int], str] | None = None,
+        session_of: SessionOf | None = None,
         capture: Callable[[Sequence[Event]], Sequence[Event]] | None = None,
         takes_all: Callable[[], bool] | None = None,
         visibility: Visibility | None = None,
@@ -287,7 +293,9 @@ class Intake:
         if isinstance(event, Dns | Flow | Flood):
             known = self._identify(event.client)
             mac = event.mac or known.mac
-            event = event._replace(mac=mac, session=self._session(event.client, mac, known, event.at_ms))
+            is_own = bool(event.mac)
+            session = self._session(event.client, mac, known, event.at_ms, is_own=is_own)
+            event = event._replace(mac=mac, session=session)
             if self._visibility is not None:
                 if isinstance(event, Flow):
                     return self._visibility.settle(mac or event.client, event)
@@ -299,8 +307,10 @@ class Intake:
             return event._replace(session=self._session(event.client, known.mac, known, event.at_ms))
         return event
 
-    def _session(self, address: bytes, mac: bytes, known: Identity, at_ms: int) -> str:
-        return known.session if self._session_of is None else self._session_of(address, mac, at_ms)
+    def _session(self, address: bytes, mac: bytes, known: Identity, at_ms: int, *, is_own: bool = False) -> str:
+        if self._session_of is None:
+            return known.session
+        return self._session_of(address, mac, at_ms, is_own=is_own)
 
     def _whos_of(self, frame: Folded) -> list[Who | None]:
         """Whose the look-ups of a frame are, by client; None: he had more than one session in the time of the frame."""

@@ -23,6 +23,8 @@ from policy.signature import verify
 
 SHIPPED: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "policy", "profiles")
 RELEASE_KEY: Final = "release.pub"
+EVERYTHING: Final = "everything"
+"""In place of a profile's name: no law is known to the router, and whoever wrote this knows that."""
 _ALWAYS: Final = frozenset({Maintenance, Gap, Health})
 
 
@@ -93,7 +95,8 @@ class Gate:
     def describe(self) -> dict[str, object]:
         """For status."""
         if self.profile is None:
-            return {"profile": "", "capturing": True}
+            warning = unchosen(self._config)
+            return {"profile": "", "capturing": True, **({"warning": warning} if warning else {})}
         return {
             "profile": self.profile.name,
             "version": self.profile.version,
@@ -104,11 +107,16 @@ class Gate:
 
 
 def load_profile(config: Config) -> Profile | None:
-    """The profile that the configuration names; None: it names none. Raises: ConfigError."""
+    """The profile that the configuration names; None: it names none, or EVERYTHING. Raises: ConfigError."""
     name = config.main.legal
-    if not name:
+    if name in ("", EVERYTHING):
         return None
     profile = open_profile(name, config.main.state_dir)
+    if profile.identity == "required" and not config.session.enabled:
+        raise ConfigError(
+            f"gatehouse.session.enabled: expected 1, for the legal profile {name} lets nobody pass without a login "
+            f"({profile.identity_source})"
+        )
     ring = config.ring
     if ring.promised_days < profile.minimum_days:
         raise ConfigError(
@@ -121,6 +129,16 @@ def load_profile(config: Config) -> Profile | None:
             f"({profile.days_source}), got {ring.maximum_days}"
         )
     return profile
+
+
+def unchosen(config: Config) -> str:
+    """A warning where nobody has said what may be recorded; empty: somebody has."""
+    if config.main.legal:
+        return ""
+    return (
+        "gatehouse.main.legal: no legal profile is chosen, so everything that is seen is recorded; choose one of "
+        f"{', '.join(shipped())}, or write {EVERYTHING!r} if that is meant"
+    )
 
 
 def open_profile(name: str, state_dir: str) -> Profile:

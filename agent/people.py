@@ -21,6 +21,7 @@ from storage.rows import address, iso
 from storage.writer import Ring
 
 MAX_SEALED: Final = 8192
+ERASED: Final = "ok: its key is gone; the chain stays as it was"
 LATE_MS: Final = 60_000
 """A record of a session may be this much later than its end: it was on its way."""
 
@@ -37,6 +38,8 @@ class People:
         note: Callable[[str, str, str, str, str], None],
     ) -> None:
         self._ring, self._register, self._desk, self._gate, self._note = ring, register, desk, gate, note
+        self._told: set[str] = set()
+        """Sessions whose erasure is told and not on flash yet."""
 
     def show(self, request: Request) -> Answer:
         """One session, its registration as far as a router can read it, and its accesses, oldest first."""
@@ -119,11 +122,23 @@ class People:
                 raise ConfigError(f"erase: hold {hold.number} keeps it ({hold.reason}); it has to be lifted first")
         if not found.cause:
             raise ConfigError(f"erase: session {name} still goes on; `gatehouse session logout --session {name}` first")
-        self._note("erase", f"session {name}", "ok: its key is gone; the chain stays as it was",
-                   reason, actor)  # fmt: skip
+        # Marked first, on record next, gone last. If the power goes in between, the mark brings it to its end.
+        self._register.begin_erasing(name, actor, reason)
+        self._end_erasing(name, actor, reason, ERASED)
+        yield {"row": {"erased": name}}
+
+    def finish_erasing(self) -> None:
+        """What was begun and not ended, by a power cut or a flash that took nothing. Raises: StorageError."""
+        for name, actor, reason in self._register.erasing():
+            self._end_erasing(name, actor, reason, f"{ERASED} (begun before, ended now)")
+
+    def _end_erasing(self, name: str, actor: str, reason: str, said: str) -> None:
+        if name not in self._told:
+            self._note("erase", f"session {name}", said, reason, actor)
+            self._told.add(name)  # the ring has it in hand: once is enough, however often its flash refuses
         self._desk.commit()
         self._register.erase_session(name)
-        yield {"row": {"erased": name}}
+        self._told.discard(name)
 
 
 def session_row(row: Row) -> Mapping[str, object]:

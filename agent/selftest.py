@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from agent.control import Answer, Request
+from agent.intake import SessionOf
 from hw.doctor.finding import Finding, detail_of, faults, from_row, result_of
 from policy import canary
 from policy.errors import ConfigError
@@ -30,15 +31,14 @@ HELD_S: Final = range(2, 5)
 """A button held for so long starts a self-test: OpenWrt's own reset script acts below one second and from five."""
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-Attribute = Callable[[bytes, bytes, int], str]
 Note = Callable[[str, str, str, str, str], None]
 
 
-def apart(session_of: Attribute) -> Attribute:
+def apart(session_of: SessionOf) -> SessionOf:
     """The same, but that the self-test's addresses are nobody's."""
 
-    def attribute(address: bytes, mac: bytes, at_ms: int) -> str:
-        return "" if address in canary.CLIENTS else session_of(address, mac, at_ms)
+    def attribute(address: bytes, mac: bytes, at_ms: int, *, is_own: bool = False) -> str:
+        return "" if address in canary.CLIENTS else session_of(address, mac, at_ms, is_own=is_own)
 
     return attribute
 

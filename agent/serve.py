@@ -19,7 +19,7 @@ from agent.exceptions import Exceptions
 from agent.firewall import Guard
 from agent.hooks import event_path
 from agent.intake import Identity, Intake
-from agent.legal import Gate
+from agent.legal import Gate, unchosen
 from agent.notice import path_of
 from agent.notice_server import NoticeServer
 from agent.outward import Outward
@@ -36,6 +36,7 @@ from agent.version import VERSION
 from agent.visibility import Visibility
 from agent.watchful import Watch, config_hash
 from hw.led import State
+from nfq.admission import Admission
 from nfq.kernel import QUEUES_FILE
 from policy.config import Config
 from policy.errors import GatehouseError, StorageError
@@ -52,6 +53,8 @@ QUEUES_S: Final = 2.0
 SHOW_S: Final = 5.0
 """Between two looks at how everything is, for the status LED."""
 STARTING_MS: Final = 60_000
+RETENTION_S: Final = 600.0
+"""Between two looks at whether records go before the centre has them."""
 
 
 class Agent:
@@ -83,7 +86,7 @@ class Agent:
         self.intake = Intake(
             self.records.ring,
             self.addresses.identify,
-            self.addresses.learn,
+            self.addresses.notice,
             session_of=apart(self.desk.attribute) if config.session.enabled else None,
             capture=self.gate.take,
             takes_all=self.gate.takes_all,
@@ -101,10 +104,12 @@ class Agent:
         self.is_up = False
         """Everything was well at least once."""
         self.self_test = SelfTest(config.hardware.self_test_s, path, self.note_asked)
+        self._said = ""
+        """What is on the maintenance log of a configuration without a legal profile."""
         self.life = Life(config.main.run_dir, config.main.state_dir)
         self.watch = Watch(config.main.state_dir, path, VERSION)
         self.audit = audit = Audit(config.roles, self.note_asked, self.commit, os.getuid(), keeps_in=self.gate.keeps_in)
-        people = People(self.records.ring, self.register, self.desk, self.gate, self.note_asked)
+        self.people = people = People(self.records.ring, self.register, self.desk, self.gate, self.note_asked)
         self.uplink = Source(
             self.records.ring, self.clock, lambda event: self.server.publish(self.intake.record(event))
         )
@@ -125,7 +130,7 @@ class Agent:
                     "show": people.show,
                     "erase": people.erase,
                     "registration": people.registration,
-                    "session": self.desk.handle,
+                    "session": self.session,
                     "hold": self.records.hold,
                     "reload": self.reload_and_tell,
                     "override": exceptions.handle,
@@ -148,6 +153,7 @@ class Agent:
                 Timer(NOTICE_S, self.look_at_notice),
                 Timer(SHOW_S, self.show),
                 *([Timer(ALIVE_S, self.record_translations)] if config.nfq.nat == "events" else []),
+                *([Timer(RETENTION_S, self.uplink.watch_retention)] if config.uplink.enabled else []),
                 *([Timer(QUEUES_S, self.watch_queues)] if config.nfq.enabled else []),
             ),
         )
@@ -231,11 +237,37 @@ class Agent:
             self.note(change.action, change.object, change.result, change.detail, old=change.old, new=change.new)
         if self.config.session.enabled:
             self.desk.every_second()
+        if not self.server.storage_error:
+            self.finish_erasing()
         self.notice.tidy()
         self.take_policy()
         self.brief_hooks(now_ms)
         alive = {worker.name for worker in self.intake.workers(now_ms) if worker.silent_ms < 1_500}
+        self.ask_for_identity()
         for action, text in self.guard.handle_timer(alive):
+            self.note(action, "rules", text)
+
+    def finish_erasing(self) -> None:
+        try:
+            self.people.finish_erasing()
+        except StorageError as error:  # tried again in a second
+            self.storage_trouble = str(error)
+
+    def ask_for_identity(self) -> None:
+        """Where the legal profile asks for identity, only those pass who have logged in."""
+        profile, session = self.gate.profile, self.config.session
+        if profile is None or profile.identity != "required":
+            self.guard.ask_for_identity(None)
+            return
+        queue = self.config.nfq.refused_queue if self.config.nfq.enabled else -1
+        self.guard.ask_for_identity(Admission(queue, session.portal))
+        self.guard.admit(self.desk.admitted(lambda address: self.addresses.peek(address).mac))
+
+    def session(self, request: Request) -> Answer:
+        """A login is answered when it has opened the door, not a second before."""
+        yield from self.desk.handle(request)
+        self.ask_for_identity()
+        for action, text in self.guard.admit_now():
             self.note(action, "rules", text)
 
     def watch_queues(self) -> None:
@@ -329,7 +361,13 @@ class Agent:
 
     def tell_capture(self) -> None:
         profile = self.gate.profile
-        if profile is not None:
+        if profile is None:
+            said = "everything, as it was chosen" if self.config.main.legal else unchosen(self.config)
+            if said != self._said:
+                self.note("capture", "no legal profile", said)
+            self._said = said
+        else:
+            self._said = ""
             result = "refused: " + self.gate.trouble if self.gate.trouble else "ok"
             self.note("capture", f"profile {profile.name}", result, new=profile.sha256)
 

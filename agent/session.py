@@ -292,12 +292,17 @@ class Sessions:
         """The device that has this address did something."""
         self._saw(self.whose(address, at_ms), at_ms)
 
-    def attribute(self, address: bytes, mac: bytes, at_ms: int) -> str:
-        """The session that an access at a moment belongs to; one begins where none is. Empty: it is not known."""
+    def attribute(self, address: bytes, mac: bytes, at_ms: int, *, is_own: bool = False) -> str:
+        """The session that an access at a moment belongs to; one begins where none is. Empty: it is not known.
+
+        `is_own`: the MAC is the packet's own, not what the neighbour table says of the address.
+        """
         if not is_host(address):  # it has none yet, or speaks to its neighbours only
             known = self._of_mac.get(mac)
             return known.session if known is not None and known.login_ms <= at_ms else ""
         session = self.whose(address, at_ms)
+        if session and is_own and mac and self._is_borrowed(session, mac):
+            return self._of_borrower(mac, at_ms)
         if not session and mac:
             # Records do not come in order: a flow's waits for the look-up that led to it, and a login may overtake it.
             session = self._of_device(mac, at_ms)
@@ -502,6 +507,19 @@ class Sessions:
             return former.session
         is_soon = present is not None and present.login_ms - at_ms < DISORDER_MS
         return present.session if present is not None and is_soon and RANK[present.source] <= FIRST_LOGIN else ""
+
+    def _is_borrowed(self, session: str, mac: bytes) -> bool:
+        """Does a packet with this MAC use the address of another device? Behind an access controller they all would."""
+        found = self._open.get(session)
+        return found is not None and not found.nas and bool(found.mac) and found.mac != mac
+
+    def _of_borrower(self, mac: bytes, at_ms: int) -> str:
+        """Whose device it is that uses another's address. The address stays: the kernel's table says who has it."""
+        if mac not in self._of_mac and self._is_anonymous and self._may_begin(at_ms):
+            self._begin(Claim("traffic", mac), at_ms)
+        session = self._of_device(mac, at_ms)
+        self._saw(session, at_ms)
+        return session
 
     def _soon(self, address: bytes, at_ms: int) -> str:
         """A device's session that was begun by a later record of two that came in the other order."""

@@ -18,8 +18,9 @@ from typing import Final, NamedTuple
 from agent import erasable, identity, neighbours, radius
 from agent.clock import SystemClock
 from agent.control import Answer, Request
-from agent.session import CAUSES, Claim, Open, Place, Sessions
+from agent.session import CAUSES, FIRST_LOGIN, RANK, Claim, Open, Place, Sessions
 from agent.session_lines import MAX_LINE, Happening, clean, read_address, read_lease, read_line, read_mac
+from nfq.admission import Admitted
 from policy.config import Config
 from policy.errors import ConfigError, HookError, RadiusError, StorageError
 from policy.event import Event, Maintenance, Session
@@ -162,14 +163,27 @@ class Desk:
 
     # --- what the rest of the agent asks -----------------------------------------------------------------------
 
-    def attribute(self, address: bytes, mac: bytes, at_ms: int) -> str:
-        """The session of an access."""
-        return self.sessions.attribute(address, mac, at_ms)
+    def attribute(self, address: bytes, mac: bytes, at_ms: int, *, is_own: bool = False) -> str:
+        """The session of an access; `is_own`: the MAC is the packet's own."""
+        return self.sessions.attribute(address, mac, at_ms, is_own=is_own)
 
     def account_of(self, address: bytes) -> str:
         """Whose address it is now, for groups by account."""
         found = self.sessions.of(address=address)
         return found.account if found is not None else ""
+
+    def admitted(self, mac_of: Callable[[bytes], bytes]) -> Admitted:
+        """Whoever has logged in, or stands in a room table. `mac_of`: the MAC of an address on this LAN; empty: it is
+        behind another router, and its address is all that is seen of it.
+        """
+        macs, addresses = set(), set()
+        for found in self.sessions.all():
+            if RANK[found.source] >= FIRST_LOGIN:
+                macs |= {found.mac} - {b""}
+                addresses |= {each for each in found.addresses if not mac_of(each)}
+        for key in self.sessions.places:
+            (macs if len(key) == 6 else addresses).add(key)
+        return Admitted(frozenset(macs), frozenset(addresses))
 
     def take_changes(self) -> set[bytes]:
         """Addresses whose account may have changed since the last call."""

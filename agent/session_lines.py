@@ -46,7 +46,7 @@ class Happening(NamedTuple):
 
     what: str
     """`join`, `leave`, `login`, `logout`, `associated` or `disassociated`; `login` and `login-failed` of source `login`
-    are of the router's own users: `account` on the terminal `room`; so is `button`: which, and what was done."""
+    are of the router's own users: `account` on the terminal `room`."""
     source: str
     mac: bytes = b""
     address: bytes = b""
@@ -76,11 +76,11 @@ def read_line(line: bytes) -> Happening | None:
             return _binauth(words[1:])
         case "hostapd":
             return _hostapd(words[1:])
-        case "login" | "login-failed" | "button":
+        case "login" | "login-failed":
             user, terminal, peer, *_ = (*words[1:], "", "", "")
             where = clean(terminal) + (f" from {clean(peer)}" if peer else "")
             return Happening(words[0], "login", account=clean(user), room=where)
-    raise HookError("hook: expected dhcp, binauth, hostapd, login, login-failed or button as the first word")
+    raise HookError("hook: expected dhcp, binauth, hostapd, login or login-failed as the first word")
 
 
 def read_lease(line: str) -> tuple[int, bytes, bytes] | None:

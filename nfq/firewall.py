@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from nfq import kernel, rules
+from nfq.admission import ADMIT, Admitted, iptables_admit, nft_admit
 from policy.errors import ConfigError
 
 TIMEOUT_S: Final = 10
@@ -55,6 +56,10 @@ class Backend(Protocol):
 
     def fill_sets(self, networks: Sequence[Listed]) -> None:
         """Put these networks, and no others, into the sets of listed addresses. Raises: ConfigError."""
+        ...
+
+    def admit(self, admitted: Admitted) -> None:
+        """These may pass, and nobody else, where the plan asks for identity. Raises: ConfigError."""
         ...
 
     def renew_lease(self) -> None:
@@ -109,6 +114,11 @@ class Firewall:
         """Listed addresses: a SYN to one of them comes up to be decided. Raises: ConfigError."""
         if self._backend is not None:
             self._backend.fill_sets(networks)
+
+    def admit(self, admitted: Admitted) -> None:
+        """These may pass, and nobody else. Raises: ConfigError."""
+        if self._backend is not None:
+            self._backend.admit(admitted)
 
     def find_offload(self) -> list[str]:
         """Whose flow offload would take flows past us: `table inet fw4, flowtable ft`."""
@@ -178,7 +188,15 @@ class Nft:
         # Deleted and added again in one transaction: adding an element that is there does not renew its timeout.
         lease = "element inet gatehouse lease { 53"
         text = f"add {lease} }}\ndelete {lease} }}\nadd {lease} timeout {rules.LEASE_S}s }}\n"
+        if self._plan.admission is not None:
+            for name in self._plan.lan:
+                lease = f'element inet gatehouse admission {{ "{name}"'
+                text += f"add {lease} }}\ndelete {lease} }}\nadd {lease} timeout {rules.LEASE_S}s }}\n"
         _try(["nft", "-f", "-"], text)
+
+    def admit(self, admitted: Admitted) -> None:
+        if self._plan.admission is not None:
+            _run(["nft", "-f", "-"], nft_admit(admitted))
 
     def fill_sets(self, networks: Sequence[Listed]) -> None:
         lines = []
@@ -223,7 +241,9 @@ class Iptables:
 
     def look(self) -> kernel.Saved:
         # Two processes for all rules of all tables; asking for each rule by itself took a dozen.
-        return kernel.read_iptables([_run([f"{tool}-save", "-c"]) for _, tool in _FAMILIES])
+        saved = kernel.read_iptables([_run([f"{tool}-save", "-c"]) for _, tool in _FAMILIES])
+        # Who is admitted changes all the time, and is put in anew with every change.
+        return saved._replace(ours=tuple(line for line in saved.ours if not line.startswith(f"-A {ADMIT} ")))
 
     def is_whole(self, saved: kernel.Saved) -> bool:
         return bool(saved.ours) and saved.ours == self._reference
@@ -235,6 +255,12 @@ class Iptables:
                     link.sendto(b"gatehouse lives", (address, rules.LEASE_PORT))
             except OSError:  # EPERM says that our rule has taken it; anything else, that this family is not here
                 pass
+
+    def admit(self, admitted: Admitted) -> None:
+        if self._plan.admission is not None:
+            for family, tool in _FAMILIES:
+                text = iptables_admit(self._plan.admission, admitted, family)
+                _run([f"{tool}-restore", "--noflush", "--wait", "5"], text)
 
     def fill_sets(self, networks: Sequence[Listed]) -> None:
         if not self._plan.sets:

@@ -36,6 +36,8 @@ class Mark(IntEnum):
     """Blocked, and answered with a page: this packet is dropped, and what follows must not destroy the page."""
     INJECTED = 4
     """On our own answers, which belong to no connection that conntrack knows."""
+    REFUSED = 5
+    """On packets of a device that is not admitted (`nfq.admission`); never in the conntrack mark."""
 
 
 class Now(NamedTuple):

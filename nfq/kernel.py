@@ -66,17 +66,19 @@ def read_iptables(texts: Iterable[str], prefix: str = "GH-") -> Saved:
             if f" {prefix}" not in rule:
                 continue
             ours.append(rule)
-            if "-j NFQUEUE" in rule:
+            if "-j NFQUEUE" in rule and not rule.startswith("-A GH-REFUSE "):  # those are rejected, seen or not
                 offered += int(counted.group(1))
     return Saved(tuple(ours), offered, offload)
 
 
 def read_nft(text: str) -> Saved:
     """`nft -t list table inet gatehouse`."""
-    ours, offered = [], 0
+    ours, offered, chain = [], 0, ""
     for line in text.splitlines():
+        words = line.split()
+        chain = words[1] if words[:1] == ["chain"] else chain
         counted = _NFT_COUNTER.search(line)
-        if counted is not None and " queue " in f"{line} ":
+        if counted is not None and chain != "admit" and " queue " in f"{line} ":
             offered += int(counted.group(1))
         ours.append(_NFT_COUNTER.sub("", line).strip())
     return Saved(tuple(ours), offered)

@@ -2,15 +2,18 @@
 
 What the rules do, in the order a packet meets them:
  1. nat prerouting: LAN questions to anybody's port 53 go to the DNS hook, while its lease lives (always, if closed).
- 2. mangle forward: an undecided flow's first packets that carry data go to our queues.
+ 2. mangle forward: where the legal profile asks for identity, whoever is not admitted is marked (`nfq.admission`);
+    an undecided flow's first packets that carry data go to our queues.
  3. filter forward, first of all: the verdict that came back as packet mark is written into the conntrack mark (the
-    first one wins), blocked flows are rejected, port 853 is refused.
+    first one wins), blocked flows are rejected, and whoever is not admitted, whatever the flow's; port 853 is refused.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from nfq.admission import ADMIT as ADMIT_CHAIN
+from nfq.admission import NFT_SETS, NOBODY, REFUSE, Admission, iptables_admit, iptables_refuse, nft_chain
 from nfq.hook import Mark
 from policy.config import Config
 
@@ -60,6 +63,8 @@ class Plan(NamedTuple):
     """Outside ports, client by client."""
     wan: str = ""
     """Where they hold; empty: on every interface that is not a LAN's."""
+    admission: Admission | None = None
+    """None: whoever is on the LAN may pass."""
 
     def mark(self, mark: Mark) -> str:
         """`value/mask`, as both back-ends write it."""
@@ -86,6 +91,8 @@ CHAINS: Final = (
     ("nat", "GH-NAT"),
     ("mangle", "GH-QUEUE"),
     ("mangle", "GH-FIRST"),
+    ("mangle", ADMIT_CHAIN),
+    ("mangle", REFUSE),
     ("mangle", "GH-LEASE"),
     ("filter", "GH-VERDICT"),
     ("filter", "GH-PAGE"),
@@ -130,6 +137,7 @@ def iptables(plan: Plan, family: int) -> str:
                     f"-A GH-DNS -i {lan} -p {protocol} --dport 53 {lease}-j REDIRECT --to-ports {plan.dns_port}"
                 )
     lines += ["COMMIT", "*mangle", ":GH-QUEUE - [0:0]", ":GH-FIRST - [0:0]"]
+    lines += _iptables_admission(plan, lease)
     lines += (
         [] if not plan.queues else [f"-A GH-QUEUE -i {lan} -m connmark --mark 0/{mask} -j GH-FIRST" for lan in plan.lan]
     )
@@ -148,6 +156,7 @@ def iptables(plan: Plan, family: int) -> str:
         ":GH-VERDICT - [0:0]",
         ":GH-BLOCKED - [0:0]",
         ":GH-PAGE - [0:0]",
+        *([f"-A GH-VERDICT -m mark --mark {plan.mark(Mark.REFUSED)} -j GH-BLOCKED"] if plan.admission else []),
         f"-A GH-VERDICT -m mark ! --mark 0/{mask} -m connmark --mark 0/{mask} {save}",
         f"-A GH-VERDICT -m connmark --mark {block} -j GH-BLOCKED",
         f"-A GH-VERDICT -m connmark --mark {page} -j GH-PAGE",
@@ -171,7 +180,22 @@ def iptables(plan: Plan, family: int) -> str:
         "COMMIT",
     ]
     lines += _iptables_nat(plan, family)
-    return "\n".join(lines) + "\n"
+    # Last, for it names chains that are made above. Who is admitted comes by `Firewall.admit`, right afterwards.
+    admit = iptables_admit(plan.admission, NOBODY, family) if plan.admission else ""
+    return "\n".join(lines) + "\n" + admit
+
+
+def _iptables_admission(plan: Plan, lease: str) -> list[str]:
+    if plan.admission is None:
+        return []
+    refused = plan.mark(Mark.REFUSED)
+    return [
+        f":{ADMIT_CHAIN} - [0:0]",
+        f":{REFUSE} - [0:0]",
+        *(f"-A GH-QUEUE -i {lan} {lease}-j {ADMIT_CHAIN}" for lan in plan.lan),
+        f"-A GH-QUEUE -m mark --mark {refused} -j RETURN",
+        *iptables_refuse(plan.admission, refused, plan.closed),
+    ]
 
 
 def _iptables_nat(plan: Plan, family: int) -> list[str]:
@@ -242,6 +266,9 @@ def nft(plan: Plan) -> str:
         " set blocked4 { type ipv4_addr; flags interval, timeout; auto-merge; }",
         " set blocked6 { type ipv6_addr; flags interval, timeout; auto-merge; }",
     ]
+    refused = int(Mark.REFUSED) * lowest
+    if plan.admission is not None:
+        lines += [*NFT_SETS, *nft_chain(plan.admission, lan, refused, plan.mask, plan.closed)]
     lines += _nft_offload(plan, lan, allow)
     lines += _nft_nat(plan, lan)
     lines.append(" chain dns {")
@@ -255,6 +282,7 @@ def nft(plan: Plan) -> str:
         lines += [
             f"  iifname != {lan} return",
             f"  ct mark & {plan.mask:#x} != 0 return",
+            *([f"  meta mark & {plan.mask:#x} == {refused:#x} return"] if plan.admission else []),
             "  ct direction reply return",
             *([] if plan.closed else [f"  ct original packets > {INSPECTED} return"]),
             f"  tcp flags & (syn | ack) == syn ip daddr @blocked4 {queue}",
@@ -264,6 +292,8 @@ def nft(plan: Plan) -> str:
             f"  meta l4proto tcp meta length >= {SMALLEST} {queue}",
         ]
     lines += [" }", " chain verdict {", "  type filter hook forward priority mangle + 1; policy accept;"]
+    if plan.admission is not None:
+        lines.append(f"  meta mark & {plan.mask:#x} == {refused:#x} goto blocked")
     # One line for each value: an OR of two registers needs a very new kernel.
     lines += [
         f"  ct mark & {plan.mask:#x} == 0 meta mark & {plan.mask:#x} == {mark:#x} ct mark set ct mark & {keep:#x} | {mark:#x}"  # noqa: E501

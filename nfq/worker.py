@@ -15,6 +15,7 @@ from nfq.fold import MAX_ROWS, Row, fold
 from nfq.hook import Hook, Mark, Now, Reset
 from nfq.page import Pages
 from nfq.queue import open_queue
+from nfq.refusals import Refusals
 from nfq.reset import answer_segment, reset_segment
 from nfq.turn import wait_for_turn
 from policy.config import NfqConfig
@@ -31,6 +32,8 @@ HOLD_S: Final = 0.12
 and the agent compares the two as they arrive."""
 MAX_HELD: Final = 4096
 _NEVER: Final = float("inf")
+REFUSED_LENGTH: Final = 256
+"""Packets of devices without a login that may wait to be recorded; what is beyond them is refused all the same."""
 
 
 class Link(Protocol):
@@ -68,9 +71,12 @@ def run(
         initials_per_s=settings.initials_per_s,
         has_pages=settings.page,
     )
-    link.counters = lambda: hook.counters
+    refusals = Refusals(link.put, lambda client, mac: hook.decider.treatment(hook.decider.group_of(client, mac)).group)
+    link.counters = lambda: {**hook.counters, "refused": refusals.refused}
     wait_for_turn()
     queue = open_queue(settings.binding, settings.queue_first + worker, fail_open, settings.queue_length)
+    # What a device without a login sends is not decided, only recorded: by the first worker, in a queue of its own.
+    refused = open_queue(settings.binding, settings.refused_queue, fail_open, REFUSED_LENGTH) if not worker else None
     lowest = settings.mark_mask & -settings.mark_mask
     reader, writer = socket.socketpair()
     reader.setblocking(False)
@@ -81,6 +87,8 @@ def run(
     poll = select.epoll()
     poll.register(queue.fileno(), select.EPOLLIN)
     poll.register(reader.fileno(), select.EPOLLIN)
+    if refused is not None:
+        poll.register(refused.fileno(), select.EPOLLIN)
     sender = _Sender(int(Mark.INJECTED) * lowest, Pages(settings.page_url, settings.page_appeal))
     # What is there now stays; the rest are short-lived tuples that hold no cycles.
     gc.freeze()
@@ -95,6 +103,9 @@ def run(
     def handle(data: bytes, mac: bytes) -> int:
         return receive(data, mac, now) * lowest
 
+    def handle_refused(data: bytes, mac: bytes) -> int:
+        return refusals.receive(data, mac, now)
+
     running, timer_at, pump_at = True, 0.0, 0.0
     while running:
         wait = min(timer_at, link.next_timer(), held.release_at) - time.monotonic()
@@ -108,6 +119,8 @@ def run(
                     commands.append(Stop())
                 if signal.SIGHUP in arrived:
                     commands.append(Reload())
+            elif refused is not None and fd == refused.fileno():
+                refused.drain(handle_refused)
             else:
                 queue.drain(handle)
         if hook.resets:
@@ -133,6 +146,8 @@ def run(
             elif isinstance(command, Client):
                 hook.set_client(command)
     queue.close()
+    if refused is not None:
+        refused.close()
     held.close()
     link.close()
 

@@ -162,7 +162,8 @@ class MainConfig(NamedTuple):
     device: str = ""
     """21 characters: nine of the vendor's, twelve of the MAC."""
     legal: str = ""
-    """Legal profile: what may be recorded at all. Empty: none was chosen, everything that is seen is recorded."""
+    """Legal profile: what may be recorded at all. Empty: none was chosen, everything that is seen is recorded, and the
+    status warns of it; `everything`: so it was chosen."""
     timezone: str = ""
     """POSIX or IANA name; empty: the system's."""
     clock: str = "kernel"
@@ -242,6 +243,11 @@ class NfqConfig(NamedTuple):
     nat_network: tuple[str, ...] = ()
     """IPv4 networks whose addresses have ports of their own, with `blocks`."""
 
+    @property
+    def refused_queue(self) -> int:
+        """The queue behind the workers' own: what devices without a login tried."""
+        return self.queue_first + self.workers
+
 
 class RingConfig(NamedTuple):
     """`config ring 'ring'`: the store of records."""
@@ -281,6 +287,8 @@ class UplinkConfig(NamedTuple):
     """How long accesses may wait, to go together; blocks, sessions and maintenance go at once."""
     urgent_s: int = 3600
     """After an outage, blocks and sessions of so long ago go before everything else."""
+    fresh: bool = False
+    """While there is a backlog, today's accesses go ahead of it every `live`: as copies, the backlog has them again."""
     stagger_s: int = 30
     """The first try after a boot comes somewhere within it."""
     bandwidth: int = 0
@@ -547,6 +555,7 @@ def _uplink(options: Options, main: Options) -> UplinkConfig:
         heartbeat_s=options.duration("heartbeat", f"{base.heartbeat_s}s", 1, 3600),
         live_s=options.duration("live", f"{base.live_s}s", 1, 3600),
         urgent_s=options.duration("urgent", f"{base.urgent_s}s", 0, 604800),
+        fresh=options.boolean("fresh", base.fresh),
         stagger_s=options.duration("stagger", f"{base.stagger_s}s", 0, 3600),
         bandwidth=options.size("bandwidth", f"{base.bandwidth}", 0, 1 << 40),
         order_key=_fingerprints(options, "order_key"),

@@ -139,7 +139,7 @@ def read_profile(octets: bytes, place: str = "profile") -> Profile:
     for each in (table, days, identity, export, erase):
         each.finish()
     if profile.may_erase:
-        for name in ("dns", "flow", "block"):
+        for name in ("dns", "flow", "block", "nat"):
             if named := {"mac", "client"} & set(classes[name].fields):
                 raise ConfigError(
                     f"{place}.erase.allowed: expected no {' or '.join(sorted(named))} in {name}: "

@@ -33,6 +33,9 @@ class SessionConfig(NamedTuple):
     """Devices that nobody logged in have sessions too, without an account."""
     radius_listen: tuple[str, ...] = ("0.0.0.0", "::")
     radius_port: int = 1813
+    portal: tuple[str, ...] = ()
+    """Networks that a device without a login may reach, where the legal profile asks for identity: a login page that is
+    not on this router. DHCP, DNS and what runs on the router itself are always open."""
     rooms: str = ""
     """A CSV file with a head line of room, mac and/or ip, account."""
 
@@ -152,10 +155,23 @@ def _session(options: Options) -> SessionConfig:
         anonymous=options.boolean("anonymous", base.anonymous),
         radius_listen=options.addresses("radius_listen", base.radius_listen),
         radius_port=options.integer("radius_port", base.radius_port, 1, 65535),
+        portal=_networks(options, "portal"),
         rooms=options.text("rooms", base.rooms),
     )
     options.finish()
     return session
+
+
+def _networks(options: Options, option: str) -> tuple[str, ...]:
+    found = []
+    for index, value in enumerate(options.texts(option)):
+        try:
+            found.append(str(ipaddress.ip_network(value)))
+        except ValueError as error:
+            raise ConfigError(
+                f"{options.place(option)}[{index}]: expected an address or a network such as 192.0.2.0/24: {error}"
+            ) from None
+    return tuple(found)
 
 
 def _notice(options: Options) -> NoticeConfig:

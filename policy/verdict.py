@@ -63,6 +63,8 @@ class Reason(IntEnum):
     """Overlapping segments or records disagree about the name: an evasion."""
     URL = 20
     """A URL rule, clear-text HTTP only."""
+    IDENTITY = 21
+    """Nobody has logged in on the device, and the legal profile lets nobody pass without."""
 
 
 class Decision(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, TypeAlias
 from policy.errors import CorruptError, StorageError
 from storage.clock import Sample
 from storage.layout import Level
+from storage.retention import Segment
 from storage.sealed import Sealed
 from storage.store import Store
 from storage.writer import Ring
@@ -96,6 +97,22 @@ class Cursor:
         """How many numbers are not acknowledged yet. Raises: StorageError."""
         segment = self._ring.store().segment
         return segment.next_seq - max(self._acknowledged, 1)
+
+    def oldest(self) -> Segment | None:
+        """The closed segment in which the first record lies that is not acknowledged; None: there is none such.
+
+        Raises: StorageError.
+        """
+        book = self._ring.store().book
+        for number in list(book.closed):
+            try:
+                with book.reading(number) as segment:
+                    is_ours = segment.next_seq > max(self._acknowledged, 1)
+            except CorruptError:
+                continue
+            if is_ours:
+                return book.described(number)
+        return None
 
     def open(self, bulk: Bulk) -> io.BufferedReader:
         """The file of a sealed segment, to be read from any place. Raises: StorageError if it has changed its form."""

@@ -34,6 +34,8 @@ _TABLES: Final = (
     "CREATE TABLE seen(one INTEGER PRIMARY KEY CHECK(one = 1), data BLOB)",
     "CREATE TABLE session_key(id TEXT PRIMARY KEY, key BLOB) WITHOUT ROWID",
 )
+_ERASING: Final = "CREATE TABLE IF NOT EXISTS erasing(id TEXT PRIMARY KEY, actor TEXT, reason TEXT) WITHOUT ROWID"
+"""Later than the others: a register of an earlier release has none yet."""
 
 
 class Row(NamedTuple):
@@ -164,9 +166,20 @@ class Register:
         with _errors(self.path), self._transaction():
             self._db.execute("INSERT OR REPLACE INTO session_key VALUES(?,?)", (session, key))
 
+    def begin_erasing(self, session: str, actor: str, reason: str) -> None:
+        """This session is to go, whatever happens next. On flash when this returns. Raises: StorageError."""
+        with _errors(self.path), self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO erasing VALUES(?,?,?)", (session, actor, reason))
+
+    def erasing(self) -> list[tuple[str, str, str]]:
+        """(session, actor, reason) of those that are to go, and have not gone yet. Raises: StorageError."""
+        with _errors(self.path):
+            return list(self._db.execute("SELECT id, actor, reason FROM erasing ORDER BY id"))
+
     def erase_session(self, session: str) -> bool:
         """One session goes, and with its key what the ring has of it. False: there is none. Raises: StorageError."""
         with _errors(self.path), self._transaction():
+            self._db.execute("DELETE FROM erasing WHERE id = ?", (session,))
             self._db.execute("DELETE FROM session_key WHERE id = ?", (session,))
             return self._db.execute("DELETE FROM session WHERE id = ?", (session,)).rowcount > 0
 
@@ -220,6 +233,7 @@ class Register:
                     for statement in _TABLES:
                         db.execute(statement)
                     db.execute("COMMIT")
+                db.execute(_ERASING)
                 for name, width in (("session", len(Row._fields)), ("registration", len(Registered._fields))):
                     if len(db.execute(f"PRAGMA table_info({name})").fetchall()) != width:
                         raise CorruptError(f"{self.path}: no table of {name}s")

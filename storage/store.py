@@ -178,6 +178,12 @@ class Store:
         """Keep the ring in another way from now on."""
         self._options, self._expire_at = options, 0
 
+    def expires_days(self, now: Now) -> float | None:
+        """How old records become here: by order, or for want of room; None: nobody can say yet."""
+        coming = self._forecast(now)
+        days = [self._options.maximum_days] if self._options.maximum_days else []
+        return min([*days, *([coming.days] if coming is not None else [])], default=None)
+
     def status(self) -> dict[str, object]:
         """For people and heartbeats."""
         now = self._clock.read()

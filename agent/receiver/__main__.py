@@ -98,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     order.add_argument("--data", default="", help="or the receiver's directory, which knows that key")
     order.add_argument("of", help="VENUE/DEVICE")
     order.add_argument("kind", help="status, self-test, config, query, reboot, policy")
-    order.add_argument("arguments", nargs="*", help="NAME=VALUE; for config SECTION.OPTION=VALUE")
+    order.add_argument(
+        "arguments", nargs="*", help="NAME=VALUE; for config SECTION.OPTION=VALUE; for policy name=BUNDLE directory=DIR"
+    )
     key = command("key", run_key, "make a key that orders are signed with")
     key.add_argument("path", help="of the secret; the public part goes to PATH.pub, to be laid in a device's keys")
     return parser
@@ -294,7 +296,12 @@ def run_order(options: argparse.Namespace) -> int:
         _say("without --device-key or --data the broker could make up an answer")
     with Operator(_server(options), _login(options), secret, keys) as operator:
         found, until_s = False, int(time.time() + options.valid)
-        for reply in operator.order(topics, options.kind, given, options.by, wait_s=options.wait, expires_s=until_s):
+        if options.kind == "policy" and "directory" in arguments:
+            name, directory = str(arguments.get("name", "")), str(arguments["directory"])
+            answers = operator.bring(topics, name, directory, options.by, wait_s=options.wait, expires_s=until_s)
+        else:
+            answers = operator.order(topics, options.kind, given, options.by, wait_s=options.wait, expires_s=until_s)
+        for reply in answers:
             for row in reply.get("rows", ()):
                 print(json.dumps(row, ensure_ascii=False, default=repr))
             if reply.get("last"):

@@ -286,7 +286,7 @@ class Intake:
         if stream is None:
             return
         octets, _ = open_sealed(b"heartbeat", payload, {ring: stream.public_key}, self._verify)
-        fields = wire.unpack_map(octets)
+        fields = wire.unpack_map(wire.inflated(octets))
         mono_ms, boot, every_s = fields.get("mono_ms"), fields.get("boot"), fields.get("every_s")
         wall_ms, chain_of = fields.get("wall_ms"), fields.get("chain")
         numbers = (mono_ms, every_s, wall_ms)
@@ -332,7 +332,7 @@ class Intake:
         if stream.public_key:
             return stream
         octets, _, _ = split(payload)
-        public = wire.unpack_map(octets).get("public_key")
+        public = wire.unpack_map(wire.inflated(octets)).get("public_key")
         if type(public) is not bytes or len(public) != 32 or public[:8] != ring:
             raise MessageError("heartbeat: expected the public key that it names")
         open_sealed(b"heartbeat", payload, {ring: public}, self._verify)

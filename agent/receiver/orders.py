@@ -21,6 +21,9 @@ from policy.bundle import PublicKey, public_key_text
 from policy.errors import ConfigError, MessageError
 from policy.signature import public_key, sign, verify
 
+PIECE: Final = 96 << 10
+"""Octets of a file in one order: with what is around it, within a message."""
+
 
 class Secret:
     """A secret key in a file, and beside it the number of the last order that it signed."""
@@ -105,6 +108,29 @@ class Operator:
         number = self._secret.next_number()
         order = Order(*topics, number, kind, arguments, by, expires_s)
         yield from self.send(topics, write_order(order, self._secret.sign, self._secret.number), number, wait_s)
+
+    def bring(
+        self, topics: Topics, name: str, directory: str, by: str = "", *, wait_s: float = 30.0, expires_s: int = 0
+    ) -> Iterator[Mapping[str, Any]]:
+        """A signed bundle, as it lies in a directory: its files in pieces, then the order to apply it.
+
+        Yields the answer to the piece that was refused, or to the last order. Raises: ConfigError, LinkError.
+        """
+        try:
+            files = sorted(entry.name for entry in os.scandir(directory) if entry.is_file())
+            for file in files:
+                with open(os.path.join(directory, file), "rb") as source:
+                    offset = 0
+                    while (data := source.read(PIECE)) or not offset:
+                        piece = {"name": name, "file": file, "offset": offset, "data": data}
+                        *_, reply = self.order(topics, "policy", piece, by, wait_s=wait_s, expires_s=expires_s)
+                        if reply.get("result") != "ok":
+                            yield reply
+                            return
+                        offset += len(data) or 1
+        except OSError as error:
+            raise ConfigError(f"{directory}: {error.strerror}") from None
+        yield from self.order(topics, "policy", {"name": name}, by, wait_s=wait_s, expires_s=expires_s)
 
     def send(self, topics: Topics, payload: bytes, number: int, wait_s: float) -> Iterator[Mapping[str, Any]]:
         """Publish what is signed already, and wait for the answer to `number`."""

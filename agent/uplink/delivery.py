@@ -95,6 +95,11 @@ class Delivery:
         return len(self._held) < MAX_LOADS and sum(held.load.size - held.cut for held in self._held) < self._window
 
     @property
+    def is_behind(self) -> bool:
+        """Is much of what was sent still to be acknowledged? Then the line is what is slow."""
+        return self._out_octets * 2 > self._window
+
+    @property
     def is_idle(self) -> bool:
         """Nothing is held."""
         return not self._held

@@ -30,6 +30,9 @@ from policy.signature import public_key, sign
 
 POLL_S: Final = 1.0
 """Between two looks at the ring: how late a block may reach the centre."""
+AHEAD_S: Final = 5.0
+"""Between two messages of critical records: the first goes at once, and in a stream of them those of five seconds share
+one message, for a message by itself costs more than the record in it."""
 STATUS_S: Final = 5.0
 """Between two looks at the agent's status, for what has changed."""
 LIVE_RECORDS: Final = 16_384
@@ -68,7 +71,13 @@ class Uplink:
         self._is_begun = False
         self._urgent_after = 0
         self._urgent_sent = 0
+        self._ahead: list[Mapping[str, object]] = []
+        """Critical records that wait until the last ones are AHEAD_S ago."""
+        self._ahead_at = 0.0
+        self._fresh_at, self._fresh_seq, self._fresh_link = 0.0, 0, b""
         self._behind = 0
+        self._is_draining = False
+        """There was a backlog, and it has not been taken to its end."""
         self._link: Broker | None = None
         self._linked_at = 0.0
         self._retry_at = time.monotonic() + self._backoff.next_delay_s()
@@ -248,6 +257,7 @@ class Uplink:
             self._status_at = now + min(STATUS_S, self._settings.heartbeat_s / 2)
             self._beat(link, now)
         self._fill(now)
+        self._send_fresh(link, now)
         self._send(link, now)
         link.flush()
 
@@ -307,8 +317,11 @@ class Uplink:
                 return
             self._behind = row["behind"]
             self._urgent_after = row["reached"]
-        for at in range(0, len(records), wire.MAX_URGENT // 4):
-            self._publish_urgent(link, tuple(records[at : at + wire.MAX_URGENT // 4]), now)
+        self._ahead += records
+        if self._ahead and now >= self._ahead_at:
+            records, self._ahead, self._ahead_at = self._ahead, [], now + AHEAD_S
+            for at in range(0, len(records), wire.MAX_URGENT // 4):
+                self._publish_urgent(link, tuple(records[at : at + wire.MAX_URGENT // 4]), now)
 
     def _publish_urgent(self, link: Broker, records: tuple[Mapping[str, object], ...], now: float) -> None:
         payload = wire.write(wire.Urgent(self._ring_key.ring, records))
@@ -332,6 +345,7 @@ class Uplink:
         self._bodies.clear()
         self._last_link = b""
         self._urgent_after = 0
+        self._ahead = []
         self._is_begun = True
         self._take_at = 0.0
 
@@ -339,10 +353,13 @@ class Uplink:
         """Take from the ring: at once if there is a backlog, else now and then."""
         while self._is_begun and self._delivery.wants():
             waiting = self._behind - self._held()
-            if waiting <= 0 or (waiting < LIVE_RECORDS and now < self._take_at):
+            # A backlog goes to its end, not to where the rest would wait for company again.
+            self._is_draining = waiting >= LIVE_RECORDS or (self._is_draining and waiting > 0)
+            if waiting <= 0 or (not self._is_draining and now < self._take_at):
                 return
             self._take_at = now + self._settings.live_s
-            if not self._take(is_live=waiting < LIVE_RECORDS):
+            if not self._take(is_live=not self._is_draining):
+                self._is_draining = False
                 return
 
     def _held(self) -> int:
@@ -381,7 +398,15 @@ class Uplink:
 
     def _put_batches(self, rows: list[Mapping[str, Any]], is_live: bool) -> None:
         first, last = rows[0], rows[-1]
-        before = self._last_link if self._last_seq == first["first_seq"] else b""
+        batches = self._batches_of(rows, self._last_link if self._last_seq == first["first_seq"] else b"")
+        self._last_link, self._last_seq = batches.link, last["next_seq"]
+        swift = not is_live and not self._delivery.is_behind and not self._settings.bandwidth
+        payload = wire.write_batches(batches, as_stored=self._as_stored, joined=is_live, swift=swift)
+        self._put_body(payload, batches.next_seq, batches.next_seq - batches.first_seq, batches)
+
+    def _batches_of(self, rows: list[Mapping[str, Any]], before: bytes) -> Batches:
+        """Rows of the agent's that follow each other, as a message. `before`: the chain's link before them."""
+        first = rows[0]
         packed = tuple(
             Row(
                 row["next_seq"] - row["first_seq"],
@@ -392,18 +417,36 @@ class Uplink:
             )
             for row in rows
         )
-        batches = Batches(
-            self._ring_key.ring,
-            first["segment"],
-            first["first_seq"],
-            first["boot"],
-            before,
-            bytes.fromhex(last["link"]),
-            packed,
-        )
-        self._last_link, self._last_seq = batches.link, last["next_seq"]
-        payload = wire.write_batches(batches, as_stored=self._as_stored, joined=is_live)
-        self._put_body(payload, batches.next_seq, batches.next_seq - batches.first_seq, batches)
+        names = (self._ring_key.ring, first["segment"], first["first_seq"], first["boot"])
+        return Batches(*names, before, bytes.fromhex(rows[-1]["link"]), packed)
+
+    def _send_fresh(self, link: Broker, now: float) -> None:
+        """What clients do now, ahead of a backlog. Copies: should one be lost on its way, the backlog has it."""
+        has_backlog = self._is_begun and self._behind >= LIVE_RECORDS
+        if not self._settings.fresh or not has_backlog or now < self._fresh_at:
+            return
+        self._fresh_at = now + self._settings.live_s
+        since_ms = max(0, self.clock.boottime_ms() - 2000 * self._settings.live_s)
+        group: list[Mapping[str, Any]] = []
+        for row in self._ask("fresh", after=max(self._fresh_seq - 1, 0), since_ms=since_ms):
+            if group and not _follows(group[-1], row):
+                self._publish_fresh(link, group, now)
+                group = []
+            if not group and self._fresh_seq != row["first_seq"]:
+                self._fresh_link = b""
+                self._publish_fresh(link, [row], now)  # what is before it is not known: it goes alone
+            else:
+                group.append(row)
+        if group:
+            self._publish_fresh(link, group, now)
+
+    def _publish_fresh(self, link: Broker, rows: list[Mapping[str, Any]], now: float) -> None:
+        batches = self._batches_of(rows, self._fresh_link)
+        self._fresh_link, self._fresh_seq = batches.link, batches.next_seq
+        payload = wire.write_batches(batches, as_stored=self._as_stored, joined=True)
+        if len(payload) <= wire.MAX_MESSAGE - 256:
+            link.publish(self.topics.of("records"), payload, is_often=True)
+            self._delivery.spend(len(payload), now)
 
     def _put_body(self, payload: bytes, next_seq: int, records: int, batches: Batches | None) -> None:
         load = Load(self._numbers, next_seq, len(payload), _cut(payload))
@@ -494,7 +537,8 @@ class Uplink:
             temperatures=read_temperatures(),
             every_s=self._settings.heartbeat_s,
         )
-        link.publish(self.topics.of("heartbeat"), seal(b"heartbeat", octets, self._ring_key.sign, self._ring_key.ring))
+        said = seal(b"heartbeat", wire.deflated(octets), self._ring_key.sign, self._ring_key.ring)
+        link.publish(self.topics.of("heartbeat"), said)
 
     def _counters(self) -> dict[str, object]:
         counters = {"behind": self._behind, "urgent": self._urgent_sent, **self._delivery.counters}

@@ -14,21 +14,29 @@ from typing import Final
 
 from agent.control import BUSY, Answer, Request
 from agent.uplink.wire import urgent_record
-from policy.errors import ConfigError
+from policy.errors import ConfigError, StorageError
 from policy.event import Event, Gap, Maintenance, is_critical
 from policy.verdict import Verdict
 from storage.batch import unpack, verdict_of
 from storage.clock import Clock
 from storage.cursor import Bulk, Cursor, Item, Lost, Taken
 from storage.hot import Batch, Segment
+from storage.retention import DAY_MS
 from storage.sealed import Sealed
 from storage.writer import Ring
 
 NAME: Final = "centre"
-ACTIONS: Final = ("begin", "take", "acknowledge", "poll", "report", "gap", "note")
+ACTIONS: Final = ("begin", "take", "acknowledge", "poll", "fresh", "report", "gap", "note")
 SILENT_MS: Final = 60_000
+WARN_DAYS: Final = 7.0
+"""So long before records go that the centre does not have yet somebody is told; where they are kept for less than two
+weeks, half of that."""
 MAX_TAKEN: Final = 4096
 """Items given out and not acknowledged."""
+PASSED_BY: Final = 64
+"""Batches that are too old to be looked into, between two turns of the agent's loop: 2 ms."""
+MAX_FRESH: Final = 192 << 10
+"""Octets of batches that go ahead of a backlog at a time."""
 MAX_URGENT: Final = 256
 """Records ahead of their batches in one answer."""
 
@@ -44,6 +52,7 @@ class Source:
         self._reported_ms = 0
         self._name = os.urandom(8).hex()
         """Of this life of the agent."""
+        self._warning, self._expiring = "", False
         self._cursor: Cursor | None = None
         self._taken: deque[Item] = deque()
 
@@ -58,6 +67,8 @@ class Source:
                 self._acknowledge(_number(request, "place"))
             case "poll":
                 yield from self._poll(_number(request, "after"), _number(request, "since_ms"))
+            case "fresh":
+                yield from self._fresh(_number(request, "after"), _number(request, "since_ms"))
             case "report":
                 report = request.get("report")
                 self.report = report if isinstance(report, dict) else {}
@@ -74,9 +85,37 @@ class Source:
     def troubles(self) -> list[str]:
         """Why the centre cannot be reached, for `gatehouse status`; empty: it can."""
         if self._clock.read().boottime_ms - self._reported_ms > SILENT_MS:
-            return ["the uplink is not there"]
+            return ["the uplink is not there", *([self._warning] if self._warning else [])]
         why = self.report.get("why")
-        return [f"uplink: {why}"] if why else []
+        return [*([f"uplink: {why}"] if why else []), *([self._warning] if self._warning else [])]
+
+    def watch_retention(self) -> None:
+        """Now and then: will records go before the centre has them? On the log once, in `troubles` all along."""
+        try:
+            days = self._days_left()
+        except StorageError:  # told by others
+            return
+        was, self._expiring = self._expiring, days is not None
+        if days is None:
+            self._warning = ""
+            return
+        when = f"in {days:.1f} days" if days > 0 else "now"
+        self._warning = (
+            f"uplink: records that the centre does not have yet go {when}; see to the line, or keep them longer"
+        )
+        if not was:
+            said = f"the centre does not have the oldest records, and they go {when}"
+            now_ms = self._clock.read().boottime_ms
+            self._record(Maintenance(now_ms, "agent", "retention-at-risk", "uplink", "", "", said))
+
+    def _days_left(self) -> float | None:
+        """Until the first record goes that is not acknowledged; None: long enough, or nothing is missing."""
+        oldest, now, store = self._open().oldest(), self._clock.read(), self._ring.store()
+        kept = store.expires_days(now)
+        if oldest is None or oldest.last_ms is None or kept is None or not now.synced:
+            return None
+        left = kept - (now.wall_ms - oldest.last_ms) / DAY_MS
+        return left if left < min(WARN_DAYS, kept / 2) else None
 
     def _begin(self) -> Iterator[Mapping[str, object]]:
         """A new uplink: everything that is not acknowledged is given out again."""
@@ -97,13 +136,10 @@ class Source:
             match item:
                 case Taken():
                     given += len(item.data)
-                    fields: dict[str, object] = item._asdict()
-                    fields |= {"link": item.link.hex(), "data": b64encode(item.data).decode(), **item.sample._asdict()}
-                    del fields["sample"]
-                    yield {"row": {"kind": "batch", **fields}}
+                    yield {"row": _batch_row(item)}
                 case Bulk():
                     given += item.size
-                    fields = {**item._asdict(), "root": item.root.hex(), "level": int(item.level)}
+                    fields: dict[str, object] = {**item._asdict(), "root": item.root.hex(), "level": int(item.level)}
                     yield {"row": {"kind": "sealed", "path": self._ring.store().path_of(item.segment), **fields}}
                 case Lost():
                     yield {"row": {"kind": "lost", **item._asdict()}}
@@ -121,12 +157,14 @@ class Source:
             with store.book.reading(number) as segment:
                 if isinstance(segment, Sealed) or segment.next_seq <= after:
                     continue
-                for batch in segment.batches(after):
+                for passed, batch in enumerate(segment.batches(after), 1):
                     reached = batch.seq + batch.records - 1
                     if batch.sample.boot == self._clock.boot_id and batch.sample.boottime_ms >= since_ms:
                         for row in _critical(segment, batch):
                             given += 1
                             yield {"row": row}
+                    elif passed % PASSED_BY:
+                        continue
                     if given >= MAX_URGENT:
                         break
                     yield BUSY
@@ -141,10 +179,33 @@ class Source:
         }
         yield {"row": {"kind": "end", **said, "head": last.head.hex(), "acknowledged": cursor.acknowledged}}
 
+    def _fresh(self, after: int, since_ms: int) -> Answer:
+        """Batches of the day that runs, committed since a moment of this boot, above number `after`. They stay where
+        they are: whoever takes them from the backlog gets them again.
+        """
+        segment, given = self._ring.store().segment, 0
+        for passed, batch in enumerate(segment.batches(after), 1):
+            if batch.sample.boot == self._clock.boot_id and batch.sample.boottime_ms >= since_ms:
+                end = batch.seq + batch.records
+                item = Taken(segment.number, batch.seq, end, batch.sample, batch.link, batch.data)
+                given += len(batch.data)
+                yield {"row": _batch_row(item)}
+            elif not passed % PASSED_BY:
+                yield BUSY
+            if given > MAX_FRESH:
+                return
+
     def _open(self) -> Cursor:
         if self._cursor is None:
             self._cursor = Cursor(self._ring, NAME)
         return self._cursor
+
+
+def _batch_row(item: Taken) -> Mapping[str, object]:
+    fields: dict[str, object] = item._asdict()
+    fields |= {"link": item.link.hex(), "data": b64encode(item.data).decode(), **item.sample._asdict()}
+    del fields["sample"]
+    return {"kind": "batch", **fields}
 
 
 def _critical(segment: Segment, batch: Batch) -> Iterator[Mapping[str, object]]:

@@ -20,7 +20,7 @@ import msgpack
 from policy.errors import CorruptError, FrameError, MessageError
 from policy.event import TAG_OF, Event
 from policy.frame import read_event
-from storage.batch import LEVEL, Columns, pack_plain, unpack_plain
+from storage.batch import LEVEL, Columns, narrow, pack_plain, unpack_plain, widen
 
 VERSION: Final = 1
 ROOT: Final = "gatehouse/v1"
@@ -49,6 +49,10 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}").fullmatch
 _FILTERS: Final[list[dict[str, Any]]] = [
     # 256 KiB of dictionary hold what one message says, and cost the router 3 MB for a moment.
     {"id": lzma.FILTER_LZMA1, "dict_size": 1 << 18, "lc": 3, "lp": 0, "pb": 0, "mode": lzma.MODE_NORMAL, "nice_len": 64}
+]
+_SWIFT: Final[list[dict[str, Any]]] = [
+    # The same form, looked for less hard: 8.2 octets a record instead of 7.3, at four times the speed.
+    {**_FILTERS[0], "mode": lzma.MODE_FAST, "mf": lzma.MF_HC4, "depth": 8}
 ]
 _NO_MSGPACK: Final = (msgpack.UnpackException, RecursionError)
 KIND_OF: Final[dict[str, type[Event]]] = {kind.__name__.lower(): kind for kind in TAG_OF}
@@ -195,9 +199,10 @@ def whole_hash(payload: bytes) -> bytes:
     return blake2b(payload, digest_size=32).digest()
 
 
-def write_batches(message: Batches, *, as_stored: bool = False, joined: bool = False) -> bytes:
+def write_batches(message: Batches, *, as_stored: bool = False, joined: bool = False, swift: bool = False) -> bytes:
     """Batches as octets: packed together, unless `as_stored` or that would not be smaller.
 
+    `swift`: it is time that is short, not the line.
     `joined`: as one batch, so that a name is said once and not once a batch: a tenth smaller for twice the time.
     """
     stored = b"".join([row.data for row in message.rows])
@@ -205,14 +210,17 @@ def write_batches(message: Batches, *, as_stored: bool = False, joined: bool = F
     if not as_stored:
         plains = [zlib.decompress(row.data) for row in message.rows]
         lengths = [len(plain) for plain in plains]
-        form, data = 1, lzma.compress(b"".join(plains), lzma.FORMAT_RAW, filters=_FILTERS)
+        filters = _SWIFT if swift else _FILTERS
+        form, data = 1, lzma.compress(b"".join(plains), lzma.FORMAT_RAW, filters=filters)
         whole = _joined(plains) if joined and len(plains) > 1 else b""
-        packed = lzma.compress(whole, lzma.FORMAT_RAW, filters=_FILTERS) if whole else data
+        packed = lzma.compress(turn(whole), lzma.FORMAT_RAW, filters=_FILTERS) if whole else data
         if len(packed) < len(data):
-            form, data = 2, packed
+            form, data = 3, packed
         if len(data) >= len(stored):
             form, lengths, data = 0, [len(row.data) for row in message.rows], stored
-    rows = [(*row[:4], length) for row, length in zip(message.rows, lengths, strict=True)]
+    rows: Sequence[tuple[int, ...]] = [(*row[:4], length) for row, length in zip(message.rows, lengths, strict=True)]
+    if form == 3:
+        rows = _steps([row[:4] for row in message.rows])
     return _packed(
         k="batches",
         ring=message.ring,
@@ -288,6 +296,43 @@ def unpack_map(payload: bytes, limit: int = MAX_MESSAGE) -> dict[str, Any]:
     return found
 
 
+_WORDS: Final = (
+    "warning", "gatehouse.main.legal: no legal profile is chosen, so everything that is seen is recorded; choose one",
+    "flows", "named", "visibility", "frames", "events", "repeated", "refused", "killed", "pid", "silent_ms", "packets",
+    "queries", "blocked", "dropped", "lost", "overload", "dns/0", "nfq/0", "workers", "intake", "image_bytes",
+    "image_at_s", "lists", "compiling", "policy", "behind", "urgent", "sent", "sent_bytes", "again", "acknowledged",
+    "timeouts", "orders", "uplink", "temperatures", "open", "logins", "logouts", "conflicts", "strangers_refused",
+    "evicted", "refused_lines", "refused_radius", "refused_phones", "sessions", "profile", "version", "sha256",
+    "capturing", "legal", "segments", "bytes", "budget_bytes", "promised_days", "oldest_days", "days_at_level",
+    "forecast", "at_risk", "holds", "trouble", "waiting", "given_up", "bad_segments", "capacity", "segment", "next_seq",
+    "head", "chain", "on_failure", "synced", "clock", "up_s", "why", "degraded", "protecting", "state", "0.1.0",
+    "release", "every_s", "public_key", "boot", "mono_ms", "wall_ms", "number", "heartbeat", "k", "v",
+)  # fmt: skip
+"""What heartbeats say all the time. Both sides must have the same: it changes with VERSION, or with the kind's name."""
+_DICTIONARY: Final = cast(bytes, msgpack.packb(_WORDS))
+
+
+def deflated(octets: bytes) -> bytes:
+    """A message within another, such as a heartbeat within its signature: a third of it is left."""
+    engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=_DICTIONARY)
+    return pack_map({"k": "deflated", "data": engine.compress(octets) + engine.flush()})
+
+
+def inflated(octets: bytes) -> bytes:
+    """What `deflated` was given; anything else as it is. Raises: MessageError."""
+    fields = unpack_map(octets)
+    if fields.get("k") != "deflated":
+        return octets
+    try:
+        engine = zlib.decompressobj(-zlib.MAX_WBITS, zdict=_DICTIONARY)
+        plain = engine.decompress(_octets(fields, "data"), MAX_MESSAGE)
+    except (LookupError, TypeError, zlib.error) as error:
+        raise MessageError(f"message deflated: {error!r:.200}") from None
+    if not engine.eof:
+        raise MessageError("message deflated: cut, or larger than any")
+    return plain
+
+
 def pack_map(fields: Mapping[str, object]) -> bytes:
     """A map of this version as octets."""
     return cast(bytes, msgpack.packb({"v": VERSION, **fields}, unicode_errors="surrogatepass"))
@@ -321,10 +366,14 @@ def _read_batches(fields: Mapping[str, Any]) -> Batches:
     if not 0 < len(rows) <= MAX_BATCHES:
         raise ValueError(f"expected 1 to {MAX_BATCHES} batches, got {len(rows)}")
     restore: Callable[[bytes], bytes] = bytes
-    if form in (1, 2):
+    if form in (1, 2, 3):
+        if form == 3:
+            rows = _rows_of(rows)
         engine = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS)
         data = engine.decompress(data, MAX_PLAIN if form == 1 else MAX_JOINED)
-        if form == 2:
+        if form == 3:
+            data = turn(data, back=True)
+        if form != 1:
             # Their lengths are what comes of it here; should that not be what was sent, `link` shows it.
             parts = _parted(data, [row[0] for row in rows])
             rows = [(*row[:4], len(part)) for row, part in zip(rows, parts, strict=True)]
@@ -358,6 +407,83 @@ def _read_batches(fields: Mapping[str, Any]) -> Batches:
         tuple(found),
         form != 0,
     )
+
+
+def turn(plain: bytes, *, back: bool = False) -> bytes:
+    """A batch, inflated, with its times as steps and its targets as steps back from what is new: a tenth less to send.
+
+    A step of time: twice how much later than the record before, minus one if it is earlier (zigzag). A target: 0, new;
+    n, what was new n - 1 times ago. `back`: as it was. Raises: ValueError, TypeError, LookupError.
+    """
+    unpacker = msgpack.Unpacker(use_list=False, max_buffer_size=MAX_JOINED, unicode_errors="surrogatepass")
+    unpacker.feed(plain)
+    unpacker.skip()
+    head = plain[: unpacker.tell()]
+    columns = [widen(unpacker.unpack()) for _ in range(6)]
+    if unpacker.tell() != len(plain):
+        raise ValueError("something after the columns")
+    columns[2] = _unaged(columns[2]) if back else _aged(columns[2])
+    columns[4] = _summed(columns[4]) if back else _stepped(columns[4])
+    return head + b"".join([cast(bytes, msgpack.packb(narrow(column))) for column in columns])
+
+
+def _aged(values: Sequence[int]) -> list[int]:
+    found, new = [], 0
+    for value in values:
+        found.append(new - value)  # 0: it is the new one itself
+        new = max(new, value + 1)
+    return found
+
+
+def _unaged(values: Sequence[int]) -> list[int]:
+    found, new = [], 0
+    for value in values:
+        found.append(new - value)
+        if value > new:
+            raise ValueError("a target from before the first")
+        new += not value
+    return found
+
+
+def _stepped(values: Sequence[int]) -> list[int]:
+    before, found = 0, []
+    for value in values:
+        step = value - before
+        found.append(step * 2 if step >= 0 else -step * 2 - 1)
+        before = value
+    return found
+
+
+def _summed(values: Sequence[int]) -> list[int]:
+    before, found = 0, []
+    for value in values:
+        before += -(value + 1 >> 1) if value & 1 else value >> 1
+        if not 0 <= before < 1 << 63:
+            raise ValueError("a time before the first")
+        found.append(before)
+    return found
+
+
+def _steps(rows: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Each as (records, how much later, how much its wall clock is ahead of that, synced)."""
+    found: list[tuple[int, ...]] = []
+    before = (0, 0)
+    for records, mono_ms, wall_ms, synced in rows:
+        found.append((records, mono_ms - before[0], wall_ms - mono_ms - before[1], synced))
+        before = (mono_ms, wall_ms - mono_ms)
+    return found
+
+
+def _rows_of(rows: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """What `_steps` was given, and a length that is not known yet. Raises: ValueError, TypeError."""
+    found: list[tuple[int, ...]] = []
+    mono_ms = ahead_ms = 0
+    for records, later_ms, more_ms, synced in rows:
+        if type(later_ms) is not int or type(more_ms) is not int:
+            raise TypeError("a batch whose numbers are none")
+        mono_ms, ahead_ms = mono_ms + later_ms, ahead_ms + more_ms
+        found.append((records, mono_ms, mono_ms + ahead_ms, synced, 1))
+    return found
 
 
 def _joined(plains: Sequence[bytes]) -> bytes:

@@ -1,2 +1,2 @@
 untrusted comment: signed by key 44da67a51e60f161
-RWRE2melHmDxYU59QM/7DxuqL8eMYkV2RhvIu97ObsrszHkwdoYpUw8cV5EmkNgrV8dGYTrNKA4VHfzThxkBy14YiwX3fPhvRgc=
+RWRE2melHmDxYfUZY5xoUX0bnTYsCGjPPSTV5VI1CXnY1Do//iBDwbQAP17D+l/HeiH4H5U8rSUIBFnByNqBkqvoZjU3b20VCwE=

@@ -38,3 +38,13 @@ def test_a_stranger_is_looked_for_in_the_kernels_table_but_not_on_every_packet()
     table[b"\x0a\0\0\3"] = BEN
     now += LOOK_S
     assert known.identify(b"\x0a\0\0\3").mac == BEN
+
+
+def test_a_packet_does_not_say_whose_an_address_is_where_the_kernel_has() -> None:
+    known = Addresses()
+    known.notice(b"\x0a\0\0\2", ANN)
+    assert known.identify(b"\x0a\0\0\2").mac == ANN, "better than nothing"
+    known.notice(b"\x0a\0\0\2", BEN)
+    assert known.identify(b"\x0a\0\0\2").mac == ANN
+    known.refresh({b"\x0a\0\0\2": BEN})
+    assert known.identify(b"\x0a\0\0\2").mac == BEN

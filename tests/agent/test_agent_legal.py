@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from agent import notice
-from agent.__main__ import main
+from agent.__main__ import main, read_config
 from agent.legal import SHIPPED, Gate, load_profile, open_profile
 from policy.config import Config, load
 from policy.errors import ConfigError
-from policy.event import Dns, Gap
+from policy.event import Dns, Gap, Nat
+from policy.legal import Capture, read_profile
 
 LOOKUP = Dns(1, b"\x0a\0\0\1", "a.example", 1, 0, 0, 0, "", "g", (), True, 0)
 GAP = Gap(1, "dns/0", 1, 0, 1, "x")
@@ -130,3 +131,35 @@ def test_a_venues_own_profile_signed_by_a_key_that_it_trusts(
 def test_a_profile_that_nobody_has_is_told_with_those_that_are_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no profile 'cn-83'; shipped are cn-82, cn-82-180, eu-guest"):
         open_profile("cn-83", str(tmp_path))
+
+
+def test_what_is_erased_with_a_session_is_not_beside_it_in_the_evidence_of_translation(tmp_path: Path) -> None:
+    profile = open_profile("eu-guest", str(tmp_path))
+    (kept,) = Capture(profile).take([Nat(5, b"\x0a\0\0\2", b"\xc6\x33\x64\x02", 2048, 3071, 6, 0, "s1")])
+    assert isinstance(kept, Nat)
+    assert (kept.client, kept.session, kept.port_from) == (b"", "s1", 2048)
+    text = Path(SHIPPED, "eu-guest.toml").read_text()
+    with pytest.raises(ConfigError, match="expected no client in nat"):
+        read_profile(text.replace("[nat.fields]", '[nat.fields]\nclient = "x"').encode())
+
+
+def test_whoever_has_chosen_nothing_is_warned_and_whoever_chose_everything_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for legal, is_warned in (("", True), ("everything", False)):
+        chosen = config(tmp_path, legal)
+        assert load_profile(chosen) is None
+        gate = Gate(chosen)
+        assert list(gate.take((LOOKUP, GAP))) == [LOOKUP, GAP]
+        assert ("warning" in gate.describe()) is is_warned
+        path = tmp_path / "checked"
+        path.write_text(f"config gatehouse 'main'\n\toption legal '{legal}'\n")
+        assert main(["check", "--config", str(path)]) == 0
+        assert ("everything that is seen is recorded" in capsys.readouterr().err) is is_warned
+
+
+def test_identity_is_not_to_be_had_without_sessions(tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    path.write_text("config gatehouse 'main'\n\toption legal 'cn-82'\nconfig session 'session'\n\toption enabled '0'\n")
+    with pytest.raises(ConfigError, match=r"session\.enabled: expected 1"):
+        load_profile(read_config(str(path)))

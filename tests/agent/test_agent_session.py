@@ -273,3 +273,19 @@ def test_whatever_happens_the_table_agrees_with_itself(steps: list[tuple[object,
         for found in sessions.all():
             assert all(sessions.whose(address, now) == found.session for address in found.addresses)
     assert {name for name, record in last.items() if not record.cause} == {f.session for f in sessions.all()}
+
+
+def test_an_access_with_another_devices_address_is_of_whose_packet_it_is() -> None:
+    sessions = table()
+    sessions.login(Claim("desk", ANN, (IP1,), "ann"), 100)
+    sessions.login(Claim("desk", BEN, (IP2,), "ben"), 110)
+    assert sessions.attribute(IP1, BEN, 120, is_own=True) == "s2"
+    assert sessions.attribute(IP1, ANN, 130, is_own=True) == "s1", "the address is hers still"
+    assert sessions.attribute(IP1, b"", 140) == "s1", "a look-up shows no MAC"
+    stranger = b"\2\0\0\0\0\7"
+    assert sessions.attribute(IP1, stranger, 150, is_own=True) == "s3"
+    assert sessions.attribute(IP1, stranger, 160, is_own=True) == "s3"
+    # Behind an access controller that routes, every packet has its MAC; it knows whose the address is.
+    sessions.login(Claim("radius", b"\2\0\0\0\0\5", (b"\x0a\0\0\5",), "eve", token="radius:ac/1", nas="ac"), 170)
+    assert sessions.attribute(b"\x0a\0\0\5", BEN, 180, is_own=True) == "s4"
+    assert sessions.of(address=IP1) is sessions.find("s1")

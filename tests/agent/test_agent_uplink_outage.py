@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.link import Link
+from agent.receiver.reader import Centre as Reader
+from policy.event import Dns
+from storage.filter import Filter
 from tests.lab.broker import Authority, Centre, Device, Mosquitto, free_port, running, wait_until
 from tests.lab.outage import fill, read, run
 
@@ -97,6 +101,37 @@ def test_blocks_are_at_the_centre_before_the_backlog(tmp_path: Path) -> None:
         wait_until(lambda: centre.until() > seq, 60, device.log)
         assert centre.sql(f"SELECT count(*) FROM urgent WHERE seq <= {seq}") == [(0,)]
     assert read(tmp_path / "centre").alarms == []
+
+
+def test_what_clients_do_now_is_there_before_the_backlog_where_it_is_asked_for(tmp_path: Path) -> None:
+    """The same slow line; with `fresh` an access of a moment ago does not wait for the days before it."""
+    fill(tmp_path / "device" / "ring", 40_000)
+    mosquitto = Mosquitto(tmp_path / "mosquitto", None)
+    centre = Centre(tmp_path / "centre", mosquitto.centre_port)
+    more = "\toption bandwidth '2k'\n\toption fresh '1'\n"
+    device = Device(tmp_path / "device", mosquitto.port, more=more)
+    with running(mosquitto, centre, device):
+        link = Link(str(tmp_path / "device" / "run" / "events"), "dns", 0)
+        now_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+        for number in range(3):
+            link.put(Dns(now_ms, b"\x0a\x14\0\x0b", f"now{number}.example", 1, 0, 0, 0, "", "pupils", (), False, 3))
+        link.close(10)
+
+        def fresh() -> list[str]:
+            with Reader(str(tmp_path / "centre")) as kept:
+                (stream,) = kept.streams()
+                return [str(found.event.name) for found in kept.query(stream, Filter(domain="example", kind=Dns))
+                        if isinstance(found.event, Dns) and found.event.name.startswith("now")]  # fmt: skip
+
+        wait_until(lambda: centre.sql("SELECT 1 FROM batch"), 15, device.log)
+        wait_until(lambda: len(fresh()) == 3, 25, device.log)
+        assert centre.until() < 40_000, "the backlog is still on its way"
+        device.config.write_text(device.config.read_text().replace("'2k'", "'4M'"))
+        device.kill("uplink")
+        wait_until(lambda: centre.until() > 40_003, 60, device.log)
+    found = read(tmp_path / "centre")
+    assert (found.total, found.alarms) == (40_003, [])
+    assert [found.names[f"now{number}.example"] for number in range(3)] == [1, 1, 1]
 
 
 def test_with_one_broker_gone_the_next_is_asked(tmp_path: Path) -> None:

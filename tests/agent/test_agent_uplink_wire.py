@@ -1,5 +1,6 @@
 """Messages of the uplink: what is written is read, and what is not a message raises nothing but MessageError."""
 
+import lzma
 import random
 import tracemalloc
 import zlib
@@ -19,7 +20,7 @@ from policy.errors import MessageError
 from policy.event import Dns, Event, Flow, Gap, Maintenance, Session
 from policy.signature import public_key, sign, verify
 from storage import chain
-from storage.batch import Columns, pack
+from storage.batch import Columns, narrow, pack
 from storage.clock import Sample
 from tests.bench._ring_day import day
 
@@ -217,7 +218,7 @@ def test_batches_that_travel_as_one_come_back_as_they_were_stored_and_are_smalle
     sent = batches_of_a_school()
     joined = wire.write_batches(sent, joined=True)
     assert len(joined) < 0.95 * len(wire.write_batches(sent))
-    assert wire.unpack_map(joined)["form"] == 2
+    assert wire.unpack_map(joined)["form"] == 3
     assert wire.read(joined) == sent._replace(packed=True)
 
 
@@ -232,7 +233,7 @@ def test_batches_that_could_not_be_told_apart_again_travel_as_before() -> None:
     other = zlib.compress(head + plain[unpacker.tell() :], 4)
     odd = sent._replace(rows=(sent.rows[0]._replace(data=other), *sent.rows[1:]))
     payload = wire.write_batches(odd, joined=True)
-    assert wire.unpack_map(payload)["form"] != 2
+    assert wire.unpack_map(payload)["form"] != 3
     assert wire.read(payload) == odd._replace(packed=wire.unpack_map(payload)["form"] != 0)
 
 
@@ -240,7 +241,7 @@ def test_batches_that_could_not_be_told_apart_again_travel_as_before() -> None:
 def test_records_that_do_not_add_up_are_no_message(counts: tuple[Any, ...]) -> None:
     sent = batches_of_a_school()
     fields = wire.unpack_map(wire.write_batches(sent, joined=True))
-    assert fields["form"] == 2
+    assert fields["form"] == 3
     fields["rows"] = tuple((count, *row[1:]) for count, row in zip(counts, fields["rows"], strict=False))
     with pytest.raises(MessageError):
         wire.read(wire.pack_map(fields))
@@ -274,3 +275,38 @@ def test_what_goes_ahead_and_makes_no_sense_is_no_message(said: object) -> None:
         except MessageError:
             continue
         assert isinstance(found, Urgent)
+
+
+@given(st.lists(st.integers(0, 1 << 40), max_size=40), st.lists(st.integers(0, 30), max_size=40))
+def test_columns_that_are_turned_turn_back(times: list[int], targets: list[int]) -> None:
+    known: dict[int, int] = {}
+    places = [known.setdefault(target, len(known)) for target in targets]
+    columns = ([0], [1], places, [2], times, [70_000])
+    plain = msgpack.packb(("any", "head")) + b"".join(msgpack.packb(narrow(column)) for column in columns)
+    assert wire.turn(wire.turn(plain), back=True) == plain
+
+
+@given(st.binary(max_size=80))
+def test_octets_that_do_not_turn_back_are_no_message(data: bytes) -> None:
+    fields = {"k": "batches", "ring": RING, "segment": 1, "first_seq": 1, "boot": "b", "before": bytes(16)}
+    packed = lzma.compress(data, lzma.FORMAT_RAW, filters=wire._FILTERS)
+    for rows in (((1, 2, 3, True),), ((1, 2, 3, True, 4),), ((1, -5, "x", True),), (())):
+        with pytest.raises(MessageError):
+            wire.read(wire.pack_map({**fields, "link": bytes(16), "form": 3, "rows": rows, "data": packed}))
+
+
+@given(st.binary(max_size=300))
+def test_what_was_deflated_comes_back_and_anything_else_is_told(data: bytes) -> None:
+    assert wire.inflated(wire.deflated(data)) == data
+    plain = wire.pack_map({"k": "heartbeat", "x": data})
+    assert wire.inflated(plain) == plain
+    try:
+        wire.inflated(wire.pack_map({"k": "deflated", "data": data}))
+    except MessageError:
+        pass
+
+
+def test_a_heartbeat_that_inflates_without_end_is_no_message() -> None:
+    bomb = wire.deflated(bytes(wire.MAX_MESSAGE + 1))
+    with pytest.raises(MessageError, match="larger than any"):
+        wire.inflated(bomb)

@@ -37,7 +37,10 @@ class Yesterday:
     def __init__(self, hours: int = 24) -> None:
         self.boot_id = "0a0a0a0a-0000-4000-8000-00000000000a"
         self.mono = 100_000
-        self._wall = time.time_ns() // 1_000_000 - hours * 3_600_000
+        now_s = time.time()
+        # A midnight must be well within the day, or nothing of it would be sealed: so at night it is one of earlier.
+        early_s = 12 * 3600 if hours and time.localtime(now_s).tm_hour < 6 else 0
+        self._wall = int(now_s - early_s) * 1000 - hours * 3_600_000
 
     def read(self) -> Now:
         return Now(self.mono, self._wall + self.mono - 100_000, True)

@@ -235,7 +235,9 @@ def test_nothing_is_captured_while_the_notice_is_not_the_profiles(tmp_path: Path
 
 
 def test_an_erased_session_is_nobodys_and_the_chain_is_whole(tmp_path: Path) -> None:
-    with Lab.running(tmp_path, flush="1s", main=main_of("eu-guest"), extra=EXTRA, prepare=prepare) as lab:
+    binding = "auto'\n\toption nat 'blocks'\n\tlist nat_network '10.20.0.0/25"
+    options = {"main": main_of("eu-guest"), "extra": EXTRA, "prepare": prepare, "binding": binding}
+    with Lab.running(tmp_path, flush="1s", **options) as lab:
         for account, mac in (("account-of-ann", "02:00:00:00:00:0b"), ("account-of-ben", "02:00:00:00:00:0c")):
             lab.gatehouse("session", "login", "--account", account, "--mac", mac, "--room", f"room of {account}")
             lab.gatehouse("session", "logout", "--account", account)
@@ -256,6 +258,9 @@ def test_an_erased_session_is_nobodys_and_the_chain_is_whole(tmp_path: Path) -> 
         assert left != []
         assert {row["account"] for row in left} == {""}
         assert "all as they were written" in lab.gatehouse("verify").stdout
+        evidence = lab.rows("--since", "1h", "--kind", "nat")
+        assert [(row["client"], bool(row["session"])) for row in evidence[:1]] == [("", True)], "not beside the session"
+        assert {row["client"] for row in evidence} == {""}
         shown = lab.gatehouse("show", "--session", session, "--reason", "test").stdout
         assert "logout" in shown, "that there was a session is on record still"
         assert "account-of" not in shown

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nfq import rules
+from nfq.admission import Admission
 from nfq.rules import Plan
 from tests.lab.lab import ROOT, Lab
 
@@ -19,11 +20,13 @@ pytestmark = pytest.mark.lab
 
 OPEN = Plan(lan=("br-lan",), queue_first=20, queues=2, mask=0x0F000000, dns_port=5300, closed=False)
 CLOSED = OPEN._replace(closed=True, queues=1, lan=("br-lan", "br-guest"))
+IDENTITY = OPEN._replace(admission=Admission(22, ("198.51.100.22/32", "2001:db8:100::22/128")))
 
 DRIVE = """
 import sys
 sys.path.insert(0, {root!r})
 from nfq import rules
+from nfq.admission import Admission, Admitted
 from nfq.firewall import Firewall
 from nfq.rules import Plan
 rules.LEASE_S = {lease}
@@ -55,7 +58,7 @@ def saved(lab: Lab) -> str:
     return "".join(line + "\n" for line in text.splitlines() if line.startswith("-A"))
 
 
-@pytest.mark.parametrize("plan", [OPEN, CLOSED])
+@pytest.mark.parametrize("plan", [OPEN, CLOSED, IDENTITY])
 def test_iptables_applied_twice_is_applied_once_and_removed_leaves_nothing(lab: Lab, plan: Plan) -> None:
     before = saved(lab)
     drive(lab, "firewall.apply()", plan)
@@ -155,8 +158,9 @@ def test_port_853_is_refused_at_once(lab: Lab, tmp_path: Path) -> None:
         {"devices": ("br-lan", "wan0")},
         {"nat": (rules.NatBlock("10.20.0.11", 2048, 3071), rules.NatBlock("10.20.0.12", 3072, 4095)), "wan": "wan0"},
         {"nat": (rules.NatBlock("10.20.0.11", 2048, 3071),)},
+        {"admission": IDENTITY.admission},
     ],
-    ids=["flowtable", "nat", "nat without wan"],
+    ids=["flowtable", "nat", "nat without wan", "identity"],
 )
 def test_nft_understands_our_flowtable_and_port_blocks(lab: Lab, more: dict[str, object]) -> None:
     text = without_queue(rules.nft(OPEN._replace(**more)))  # type: ignore[arg-type]
@@ -185,3 +189,29 @@ def test_the_sets_take_networks_with_and_without_an_end(lab: Lab) -> None:
     assert "2001:db8:9::/48" in listed
     assert "198.51.100.9 timeout 1m" in listed
     lab.run("router", "nft delete table inet gatehouse")
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+def test_only_whoever_is_admitted_passes_while_the_lease_lives(lab: Lab, backend: str) -> None:
+    def gets(who: str, address: str) -> bool:
+        url = f"http://{address}/"
+        return lab.run(who, f"curl -s --max-time 3 -o /dev/null -w %{{http_code}} {url}").stdout == "200"
+
+    prepare = "firewall._backend = firewall._choose()"
+    if backend == "nft":
+        assert lab.run("router", "nft -f -", input=without_queue(rules.nft(IDENTITY))).returncode == 0
+    else:
+        prepare += "; firewall.apply()"
+    macs = "frozenset({bytes.fromhex('02000000000b')})"
+    admit = f"firewall.admit(Admitted({macs}, frozenset({{bytes((10, 20, 0, 21))}})))"
+    before = saved(lab)
+    drive(lab, f"{prepare}; {admit}", IDENTITY, backend)
+    assert gets("pupil2", "198.51.100.20"), "no lease yet"
+    drive(lab, f"firewall._backend = firewall._choose(); firewall.renew_lease(); {admit}", IDENTITY, backend)
+    assert [gets(who, "198.51.100.20") for who in ("pupil1", "pupil2", "teacher")] == [True, False, True]
+    assert [gets(who, "[2001:db8:100::20]") for who in ("pupil1", "pupil2")] == [True, False]
+    assert [gets("pupil2", address) for address in ("198.51.100.22", "[2001:db8:100::22]")] == [True, True]
+    drive(lab, "firewall._backend = firewall._choose(); firewall.remove()", IDENTITY, backend)
+    assert gets("pupil2", "198.51.100.20")
+    if backend == "nft":
+        assert saved(lab) == before

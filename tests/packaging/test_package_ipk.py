@@ -71,7 +71,7 @@ def test_the_core_is_what_it_says_and_where_openwrt_looks_for_it() -> None:
     modes = {path: info.mode for path, info in read.files.items() if not path.startswith(HOME) and info.isfile()}
     assert modes == {
         "etc/config/gatehouse": 0o600,
-        "etc/hotplug.d/button/60-gatehouse": 0o755,
+        "etc/hotplug.d/button/50-gatehouse": 0o755,
         "etc/hotplug.d/dhcp/60-gatehouse": 0o755,
         "etc/hotplug.d/iface/60-gatehouse": 0o755,
         "etc/init.d/gatehouse": 0o755,

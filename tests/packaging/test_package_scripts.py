@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from agent.launch import roles
-from agent.session_lines import read_line
 from policy.config import load
 from tests.packaging.openwrt import ROOT
 from tests.packaging.uci import Uci
@@ -208,23 +207,6 @@ def test_fw4s_include_has_the_agent_look_and_never_fails_the_firewall(router: Ro
     assert router.sh(script, RUNS="0").returncode == 0
     assert (router.root / "called").read_text().split() == ["running", "running", "look"]
     assert "queue" not in "".join(path.read_text() for path in FILES.rglob("*.nft"))
-
-
-def test_a_button_is_a_line_that_the_agent_reads(router: Router) -> None:
-    pipe = router.root / "sessions"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
-    (router.root / "usr/libexec").mkdir(parents=True)
-    (router.root / "usr/libexec/gatehouse").symlink_to(FILES / "usr/libexec/gatehouse")
-    script = router.moved("etc/hotplug.d/button/60-gatehouse")
-    for action in ("pressed", "released"):
-        assert router.sh(script, ACTION=action, BUTTON="reset", SEEN="7", GATEHOUSE_SESSIONS=str(pipe)).returncode == 0
-    line = os.read(reader, 4096)
-    os.close(reader)
-    assert line.count(b"\n") == 1
-    news = read_line(line)
-    assert news is not None
-    assert (news.what, news.source, news.account, news.room) == ("button", "login", "reset", "released after 7 s")
 
 
 def test_sysupgrade_keeps_the_ring_if_it_fits_and_says_so_if_not(router: Router) -> None:

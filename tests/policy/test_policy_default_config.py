@@ -11,7 +11,7 @@ from policy.rules import load_policy
 
 SHIPPED = Path(__file__).resolve().parents[2] / "packaging/openwrt/gatehouse/files/etc/config/gatehouse"
 EXAMPLES = {
-    "upstream_tls", "rebind_domain", "page", "listen", "offload_device", "nat_network", "server", "order_key",
+    "upstream_tls", "rebind_domain", "page", "listen", "offload_device", "nat_network", "server", "order_key", "portal",
 }  # fmt: skip
 """Lists that are empty by default; the file shows what one looks like."""
 
