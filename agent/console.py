@@ -139,11 +139,14 @@ class Router:
             return [Finding("configuration", False, str(error), "set what it names, and commit", is_vital=True)]
         findings = [Finding("configuration", True, is_vital=True)]
         if not config.main.enabled:
-            return [*findings, Finding("agent", True, "Gatehouse is off")]
+            return [*findings, Finding("switched off", True)]
         try:
             (status,) = ask(_control(config), {"do": "status"})
         except GatehouseError as error:
-            return [*findings, Finding("agent", False, str(error), "start it: /etc/init.d/gatehouse start")]
+            # Vital only where something should have started it by now.
+            is_vital = os.path.exists(os.path.join(_INIT, "gatehouse"))
+            mend = "start it: /etc/init.d/gatehouse start"
+            return [*findings, Finding("agent", False, str(error), mend, is_vital=is_vital)]
         why = "; ".join(status["why"])
         return [*findings, Finding("agent", True), Finding("protection", not why, why, "see `status`")]
 

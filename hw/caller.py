@@ -3,8 +3,8 @@
     caller.begin({"do": "status"}, b"", now); write(caller.take_output()); caller.receive(octets, now); caller.reply
 
 Stop and wait: a serial line has no delay worth a window, and what is lost is found at once. How long a piece may be is
-learned: halved when one is lost, doubled when one arrives, so a clean line carries 4 KiB a frame and a bad one 32
-octets. At one octet in a hundred hurt, a frame of 32 arrives three times in five, one of 512 once in two hundred.
+learned: halved when one is lost, doubled when one arrives, so a clean line carries 4 KiB a frame and a bad one 64
+octets. With one octet in a hundred hurt, a piece of 64 and its reply arrive once in four tries, one of 512 never.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from hw.frame import MAX_PAYLOAD, OVERHEAD, Decoder, Frame, Kind, encode
 from hw.message import Message, pack, unpack
 from policy.errors import SerialError
 
-SMALLEST: Final = 32
+SMALLEST: Final = 64
 LARGEST: Final = 4096
 FIRST: Final = 256
-SLACK_S: Final = 0.15
+SLACK_S: Final = 0.12
 """Besides the octets' own time: a USB adapter gathers for 16 ms, a router looks up from its work."""
 PATIENCE_S: Final = 12.0
 """Nothing at all is heard for so long: the line is dead. A busy device says so every second."""
+NOISY_PATIENCE_S: Final = 60.0
+"""The same where octets come, and no frame that is whole."""
 LONGEST_PIECE_S: Final = 0.4
 """A piece takes no longer than this on the line, whatever its speed."""
 
@@ -42,6 +44,7 @@ class Caller:
         self._output = bytearray()
         self._due = 0.0
         self._heard = 0.0
+        self._noise = 0.0
         self._tries = 0
         self._is_open = False
 
@@ -50,10 +53,13 @@ class Caller:
         self._seq = self._seq % 0xFFFF + 1
         self._frame = encode(Frame(Kind.REQUEST, self.session, self._seq, pack(head, data)))
         self.reply, self._tries, self._is_open, self._heard = None, 0, True, now
+        self._noise = now
         self._send(now)
 
     def receive(self, data: bytes, now: float) -> None:
         """What came over the line."""
+        if data:
+            self._noise = now
         for frame in self._decoder.receive(data)[0]:
             if frame.session != self.session or frame.seq != self._seq or not self._is_open:
                 continue
@@ -68,7 +74,8 @@ class Caller:
         """Send again what was not answered. Raises: SerialError, when nobody has answered for long."""
         if not self._is_open or now < self._due:
             return
-        if now - self._heard > PATIENCE_S + len(self._frame) * 30 / self.baud:
+        silent_s = now - max(self._heard, self._noise)
+        if max(silent_s * NOISY_PATIENCE_S / PATIENCE_S, now - self._heard) > NOISY_PATIENCE_S + self._line_s(3):
             raise SerialError("the device does not answer: is the cable in, and is its power on?")
         self.piece = max(SMALLEST, self.piece // 2)
         self.counters["again"] += 1
@@ -81,7 +88,7 @@ class Caller:
     def restart(self, now: float) -> None:
         """The cable is in again: ask again at once."""
         self._decoder.abandon()
-        self._due = self._heard = now
+        self._due = self._heard = self._noise = now
 
     def take_output(self) -> bytes:
         """What is to be written."""
@@ -102,9 +109,13 @@ class Caller:
         self._tries += 1
         self.counters["sent"] += 1
         self._output += self._frame
-        # There and back; the reply may carry a piece. Ever slower, up to a second: it may be busy, or the line bad.
+        # There and back; the reply may carry a piece. A little slower each time: the router may have much to do.
+        self._due = now + self._line_s(1) + min(0.5, SLACK_S * (1 + self._tries / 12))
+
+    def _line_s(self, times: int) -> float:
+        """What a request and its reply take on the line."""
         octets = len(self._frame) + 2 * (self.piece + 2 * OVERHEAD + 64)
-        self._due = now + octets * 10 / self.baud + min(1.0, SLACK_S * (1 + self._tries / 8))
+        return times * octets * 10 / self.baud
 
     def _most(self) -> int:
         return max(SMALLEST, min(LARGEST, MAX_PAYLOAD - 512, int(self.baud * LONGEST_PIECE_S / 10)))

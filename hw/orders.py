@@ -5,6 +5,7 @@ What is done ends on the maintenance log, what is only staged does not. Secrets 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -34,7 +35,11 @@ class Outcome(NamedTuple):
 class Orders:
     """Orders to one router."""
 
-    def __init__(self, device: Device, staging: Staging, blobs: Blobs, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, device: Device, staging: Staging, blobs: Blobs, clock: Callable[[], float], settle_s: float = 20.0
+    ) -> None:
+        """`settle_s`: so long processes may take to come up after a commit, before its test is believed."""
+        self._settle_s = settle_s
         self.device, self.staging, self.blobs = device, staging, blobs
         self._clock = clock
         self.forget_password: Callable[[], None] = lambda: None
@@ -87,7 +92,7 @@ class Orders:
         if self.staging.state == "confirm":
             raise ConfigError("commit: the last one is not confirmed yet; `confirm` or `rollback`")
         texts = self.check()
-        before = {finding.name for finding in self.device.test() if finding.is_ok}
+        before = frozenset(finding.name for finding in self.device.test() if finding.is_ok)
         contents = {
             self.staging.paths[name]: text.encode()
             for name, text in texts.items()
@@ -102,8 +107,7 @@ class Orders:
         self.staging.begin(contents, confirm_s)
         try:
             self.device.apply(tuple(contents))
-            findings = tuple(self.device.test())
-            bad = [each for each in findings if not each.is_ok and (each.is_vital or each.name in before)]
+            findings, bad = self._test_until_settled(before)
             why = "; ".join(f"{each.name}: {each.why}" for each in bad)
         except GatehouseError as error:
             findings, why = (), str(error)
@@ -116,6 +120,16 @@ class Orders:
         result = f"ok, to be confirmed within {confirm_s} s" if confirm_s else "ok"
         self.device.note("commit", "configuration", result, told, actor, old, new)
         return Outcome(True, findings)
+
+    def _test_until_settled(self, before: frozenset[str]) -> tuple[tuple[Finding, ...], list[Finding]]:
+        """The findings, and those that the commit is to blame for."""
+        deadline = self._clock() + self._settle_s
+        while True:
+            findings = tuple(self.device.test())
+            bad = [each for each in findings if not each.is_ok and (each.is_vital or each.name in before)]
+            if not bad or self._clock() >= deadline:
+                return findings, bad
+            time.sleep(1.0)
 
     def _told(self) -> str:
         """What is staged, for the record."""
