@@ -55,6 +55,8 @@ Complete = Callable[[str], tuple[str, Sequence[str]]]
 
 def width_of(text: str) -> int:
     """Columns on a terminal."""
+    if text.isascii():
+        return len(text)
     return sum(2 if any(low <= ord(c) <= high for low, high in _WIDE) else 1 for c in text)
 
 
@@ -171,7 +173,7 @@ class Editor:
         self._at += len(text)
         if not self._is_echoed():
             return
-        if was_at_end and width_of(self._prompt) + width_of("".join(self._text)) < WIDTH:
+        if was_at_end and len(self._text) < WIDTH and width_of(self._prompt + "".join(self._text)) < WIDTH:
             self._output.append(text)
         else:
             self._redraw()
@@ -261,11 +263,14 @@ class Editor:
         if not self._is_echoed():
             return
         room = max(20, WIDTH - width_of(self._prompt))
-        begin = 0
-        while width_of("".join(self._text[begin : self._at])) >= room:
-            begin += max(1, room // 4)
-        end = begin
-        used = 0
+        begin, used = self._at, 0
+        while begin and (used := used + width_of(self._text[begin - 1])) < room:
+            begin -= 1
+        if begin:  # it does not fit: show what is before the cursor, and something behind it
+            while begin < self._at and used > 3 * room // 4:
+                used -= width_of(self._text[begin])
+                begin += 1
+        end, used = begin, 0
         while end < len(self._text) and (used := used + width_of(self._text[end])) < room:
             end += 1
         shown, behind = "".join(self._text[begin:end]), "".join(self._text[self._at : end])
