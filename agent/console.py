@@ -313,20 +313,26 @@ def mac_of(interfaces: Sequence[str], directory: str = "/sys/class/net") -> str:
     return "00:00:00:00:00:00"
 
 
-def open_console(config: Config, config_path: str, terminal: str) -> tuple[Console, Router]:
-    """Everything behind one line, put together. Raises: GatehouseError, also when another console is at work here."""
+def open_console(config: Config, config_path: str, terminal: str) -> Console:
+    """Everything behind one line. Raises: GatehouseError, also when another console is at work on this router."""
     directory = os.path.join(config.main.state_dir, DIRECTORY)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     _lock(directory)
-    router = Router(config_path, directory)
+    return assemble(Router(config_path, directory), config, config_path, terminal)
+
+
+def assemble(router: Router, config: Config, config_path: str, terminal: str, settle_s: float = 20.0) -> Console:
+    """The console of a router; what a cut left half done is undone first. Raises: GatehouseError."""
+    directory = os.path.join(config.main.state_dir, DIRECTORY)
     paths = {GATEHOUSE: config_path}
     if config.console.network:
         paths[NETWORK] = config.console.network
     life = f"{_first_line('/proc/sys/kernel/random/boot_id')}:{os.getpid()}:{time.monotonic_ns()}"
-    orders = Orders(router, Staging(paths, directory, life), Blobs(os.path.join(directory, "files")), time.monotonic)
+    blobs = Blobs(os.path.join(directory, "files"))
+    orders = Orders(router, Staging(paths, directory, life), blobs, time.monotonic, settle_s)
     kept = os.path.join(directory, "password.json")
     access = Access(
-        lambda: (flash.read(kept) or b"").decode("utf-8", "replace"),
+        lambda: str(flash.read(kept) or b"", "utf-8", "replace"),
         lambda text: flash.write(kept, text.encode()),
         time.monotonic(),
     )
@@ -334,8 +340,7 @@ def open_console(config: Config, config_path: str, terminal: str) -> tuple[Conso
     orders.recover()
     banner = " ".join(filter(None, (VERSION, config.main.device or mac_of(config.main.lan))))
     settings = config.console
-    console = Console(orders, access, terminal, idle_s=settings.idle_s, language=settings.language, banner=banner)
-    return console, router
+    return Console(orders, access, terminal, idle_s=settings.idle_s, language=settings.language, banner=banner)
 
 
 def main(words: Sequence[str]) -> int:
@@ -358,7 +363,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _run_on(config: Config, path: str, line: str) -> int:
-    console, _ = open_console(config, path, line)
+    console = open_console(config, path, line)
     loop = Loop(console, line, config.console.baud)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stop())
@@ -370,7 +375,7 @@ def _run_here(config: Config, path: str) -> int:
     """On the login console's own line: its speed stays, and so does what it was set to when we leave."""
     if not os.isatty(0):
         raise ConfigError("console: --line -: expected to be started on a terminal")
-    console, _ = open_console(config, path, os.ttyname(0))
+    console = open_console(config, path, os.ttyname(0))
     before = termios.tcgetattr(0)
     speeds = {getattr(termios, f"B{baud}"): baud for baud in tty.SPEEDS if hasattr(termios, f"B{baud}")}
     try:

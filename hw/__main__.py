@@ -60,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     provision.add_argument("--rows", default="", help="only these rows, as 3-7,12: those that failed, for example")
     provision.add_argument("--no-wait", action="store_true", help="do not wait for a key between routers")
     provision.add_argument("--find-seconds", type=float, default=25.0, help="look so long for a console (default 25)")
+    provision.add_argument(
+        "--patience", type=float, default=60.0, help="a cable may be out so long, seconds (default 60)"
+    )
     watch = command("monitor", run_monitor, "show what the router writes, and type to it; Ctrl-] ends")
     watch.set_defaults(needs_console=False)
     command("ports", run_ports, "list serial ports", port=False)
@@ -105,7 +108,9 @@ def _provision_one(options: argparse.Namespace, profile: Profile, plan: Plan, he
     progress = Progress(sys.stderr, head)
     baud = options.baud or profile.baud
     try:
-        line = Line(choose_port(plan.port or options.port), baud, find_s=options.find_seconds)
+        line = Line(
+            choose_port(plan.port or options.port), baud, patience_s=options.patience, find_s=options.find_seconds
+        )
     except TroubleError as error:
         failed = Report(plan.number, plan.port or options.port)
         failed.fail("find", str(error), mend_of(error))

@@ -19,7 +19,7 @@ from policy.errors import SerialError
 SMALLEST: Final = 64
 LARGEST: Final = 4096
 FIRST: Final = 256
-SLACK_S: Final = 0.12
+SLACK_S: Final = 0.08
 """Besides the octets' own time: a USB adapter gathers for 16 ms, a router looks up from its work."""
 PATIENCE_S: Final = 12.0
 """Nothing at all is heard for so long: the line is dead. A busy device says so every second."""

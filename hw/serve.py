@@ -14,7 +14,7 @@ from hw.console import Console
 from hw.machine import Job
 from policy.errors import GatehouseError, StorageError
 
-REOPEN_S = 0.5
+REOPEN_S = 0.2
 """Between two tries for a line that is away: a USB gadget without a host."""
 STEP_S = 60.0
 

@@ -353,7 +353,7 @@ class Line:
         while self._stream is None:
             if self._clock() >= deadline:
                 raise TroubleError(
-                    f"{self.port}: {str(error).split(': ')[-1]}",
+                    f"{self.port}: {error}",
                     "plug the cable in again; close other programs on this port",
                 )
             try:

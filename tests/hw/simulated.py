@@ -1,19 +1,13 @@
 """A router's console as it is, in a thread instead of a process: real files, real keys; a MAC and faults of its own."""
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agent import console as roof
-from hw import flash
-from hw.blobs import Blobs
-from hw.console import Console
 from hw.device import Finding
-from hw.orders import Orders
-from hw.password import Access
 from hw.serve import Loop
-from hw.staging import Staging
+from policy.config import load
 from policy.errors import StorageError
 
 
@@ -74,18 +68,9 @@ class Simulated:
         state = directory / "state" / "console"
         state.mkdir(parents=True, exist_ok=True)
         self.device = Faulty(str(self.path), str(state), mac, faults)
-        paths = {"gatehouse": str(self.path), "network": str(directory / "network")}
-        staging = Staging(paths, str(state), f"{time.monotonic_ns()}")
-        self.orders = Orders(self.device, staging, Blobs(str(state / "files")), time.monotonic, 0.0)
-        kept = str(state / "password.json")
-        access = Access(
-            lambda: str(flash.read(kept) or b"", "utf-8"),
-            lambda text: flash.write(kept, text.encode()),
-            time.monotonic(),
-        )
-        self.orders.recover()
-        self.access = access
-        self.console = Console(self.orders, access, "ttyS1", idle_s=300, language="en", banner=mac)
+        config = load(self.path.read_text())
+        self.console = roof.assemble(self.device, config, str(self.path), "ttyS1", settle_s=0.0)
+        self.orders, self.access = self.console.orders, self.console.access
         self._loop = Loop(self.console, str(line), baud)
         self._thread = threading.Thread(target=self._loop.run, daemon=True)
 

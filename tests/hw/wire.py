@@ -29,6 +29,7 @@ class Wire:
         self._free_at = [0.0, 0.0]
         self._lock = threading.Lock()
         self._is_over = False
+        self._woken, self._waker = os.pipe()
         self.plug_in()
         self._thread = threading.Thread(target=self._carry, daemon=True)
         self._thread.start()
@@ -38,8 +39,11 @@ class Wire:
 
     def __exit__(self, *_: object) -> None:
         self._is_over = True
+        os.write(self._waker, b".")
         self._thread.join()
         self.pull_out()
+        os.close(self._woken)
+        os.close(self._waker)
 
     def plug_in(self, *, laptop_only: bool = False) -> None:
         with self._lock:
@@ -55,6 +59,7 @@ class Wire:
                 os.close(slave)
                 os.set_blocking(master, False)
                 self._ends[number] = (master, b"")
+        os.write(self._waker, b".")
 
     def pull_out(self, *, laptop_only: bool = False) -> None:
         """Both ends see it, as with a USB gadget; or the laptop alone, as when its adapter is pulled."""
@@ -69,7 +74,10 @@ class Wire:
             with self._lock:
                 masters = {master: number for number, (master, _) in self._ends.items()}
             try:
-                ready, _, _ = select.select(list(masters), [], [], 0.02)
+                ready, _, _ = select.select([*masters, self._woken], [], [], 1.0)
+                if self._woken in ready:
+                    os.read(self._woken, 64)
+                    ready.remove(self._woken)
             except (OSError, ValueError):
                 continue
             idle = True
@@ -78,7 +86,7 @@ class Wire:
                     if self._ends.get(masters[master], (-1,))[0] == master and self._take(masters[master]):
                         idle = False
             if ready and idle:  # a slave that nobody has open is always "ready"
-                time.sleep(0.005)
+                time.sleep(0.03)
 
     def _take(self, number: int) -> bool:
         master, _ = self._ends[number]
