@@ -14,7 +14,7 @@ class Known(NamedTuple):
     what: str
     mend: str
     answer: bytes = b""
-    """Keys that lead on towards the console; empty: a person has to do something."""
+    """Keys that lead on towards the console (Ctrl-U first: forget our hello); empty: a person has to do something."""
 
 
 def _known(name: str, pattern: str, what: str, mend: str, answer: bytes = b"") -> Known:
@@ -22,7 +22,7 @@ def _known(name: str, pattern: str, what: str, mend: str, answer: bytes = b"") -
 
 
 KNOWN: Final = (
-    _known("shared", r"g and Enter: Gatehouse", "the login console offers Gatehouse", "it is entered by itself", b"g\r"),
+    _known("shared", r"g and Enter: Gatehouse", "the login console offers Gatehouse", "it is entered by itself", b"\x15g\r"),
     _known("console", r"Gatehouse (console|控制台)|gatehouse\*?> ", "Gatehouse's console for people", "it is used as it is"),
     _known("failsafe-offer", r"Press the \[f\] key and hit \[enter\]", "OpenWrt boots, and offers failsafe",
            "wait for a minute, and press nothing"),
@@ -38,7 +38,7 @@ KNOWN: Final = (
            "log in as root (`monitor`), then `gatehouse console --line -`; or use the line that Gatehouse has for itself"),
     _known("password", r"(?m)^Password: ?$", "a login waits for a password", "press Ctrl-C or wait a minute, and try again"),
     _known("shell", r"(?m)root@[\w.-]+:[^\n]*[#$] ?$|(?m:^/ # ?$)", "a root shell", "Gatehouse is started there by itself",
-           b"gatehouse console --line -\r"),
+           b"\x15gatehouse console --line -\r"),
     _known("boot", r"\[ {0,4}\d+\.\d{6}\] ", "a kernel boots", "wait for a minute"),
 )  # fmt: skip
 
@@ -51,5 +51,8 @@ def recognise(text: str) -> Known | None:
 
 def looks_right(data: bytes) -> bool:
     """Does it look like text or frames at the right speed? Half of what a wrong speed makes is not printable."""
-    plain = sum(octet in b"\r\n\t\x1b\x1e" or 0x20 <= octet < 0x7F or octet >= 0xC2 for octet in data)
-    return len(data) >= 8 and plain >= 0.9 * len(data)
+    text = data.decode("utf-8", "replace")
+    plain = sum(
+        (character.isprintable() and character != "\ufffd") or character in "\r\n\t\x1b\x1e" for character in text
+    )
+    return len(data) >= 8 and plain >= 0.9 * len(text)
