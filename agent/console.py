@@ -8,15 +8,11 @@ A process of its own: a self-test blocks for seconds, and the console must be th
 
 from __future__ import annotations
 
-import datetime
 import fcntl
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import termios
 import time
 from collections.abc import Mapping, Sequence
@@ -46,6 +42,8 @@ DOCTOR_S: Final = 90
 APPLY_S: Final = 30
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _INIT: Final = "/etc/init.d"
+_PROCD: Final = "/sbin/procd"
+"""Where it is not, scripts of another system's must not be run."""
 _BLANK: Final = "config gatehouse 'main'\n\toption enabled '0'\n"
 _NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
@@ -116,8 +114,7 @@ class Router:
     def apply(self, changed: Sequence[str]) -> None:
         if any(os.path.basename(path) == NETWORK for path in changed):
             _service("network", "reload")
-        if os.path.exists(os.path.join(_INIT, "gatehouse")):
-            _service("gatehouse", "reload")
+        _service("gatehouse", "reload")
         config = self._config()
         try:
             list(ask(_control(config), {"do": "reload", "by": "console"}))
@@ -169,6 +166,8 @@ class Router:
         return uplink.certificate
 
     def take_bundle(self, name: str, files: Mapping[str, bytes]) -> str:
+        import tempfile
+
         from agent.bundles import apply_bundle, directory_source
         from policy.rules import load_policy
 
@@ -234,7 +233,7 @@ class Router:
             self.tell_spooled()
             list(ask(self._control_path(), {"do": "note", "by": actor, **cut}))
         except GatehouseError:
-            self._keep({"by": actor, **cut, "at": datetime.datetime.now().astimezone().isoformat(timespec="seconds")})
+            self._keep({"by": actor, **cut, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
     def tell_spooled(self) -> None:
         """What could not be told yet, in its order. Raises: GatehouseError, when it still cannot."""
@@ -280,6 +279,8 @@ class Router:
 
 def doctor_findings(config_path: str) -> list[Finding] | None:
     """The doctor's, if there is one here; None: there is not."""
+    import subprocess
+
     command = [sys.executable, "-I", _ROOT, "doctor", "--json", "--config", config_path]
     try:
         done = subprocess.run(command, capture_output=True, timeout=DOCTOR_S, check=False)
@@ -294,7 +295,7 @@ def doctor_findings(config_path: str) -> list[Finding] | None:
     for row in rows:
         if isinstance(row, dict) and "name" in row and "ok" in row:
             name = str(row["name"])
-            is_ok = row["ok"] in (True, None)  # a part that is absent is neither
+            is_ok = row["ok"] in (True, None) or row.get("seen") is False  # a part that is absent is no fault
             is_vital = name.startswith("config")
             found.append(Finding(name, is_ok, str(row.get("why") or ""), str(row.get("mend") or ""), is_vital))
     return found or None
@@ -407,8 +408,10 @@ def _control(config: Config) -> str:
 
 
 def _service(name: str, word: str) -> None:
+    import subprocess
+
     script = os.path.join(_INIT, name)
-    if not os.path.exists(script) or shutil.which("procd") is None:
+    if not os.path.exists(script) or not os.path.exists(_PROCD):
         return
     try:
         subprocess.run([script, word], capture_output=True, timeout=APPLY_S, check=True)

@@ -8,12 +8,11 @@ lock that was on when the power went is on again from the beginning.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from policy.digest import sha256
 from policy.errors import ConfigError
 
 SALT_SIZE: Final = 16
@@ -37,6 +36,10 @@ class Verifier(NamedTuple):
 
 def derive(password: str, salt: bytes) -> bytes:
     """The key that is proved: 32 octets."""
+    # OpenSSL is 4 MB in a process that sleeps nearly always: it comes with the first password.
+    import hashlib
+    import hmac
+
     salted = hashlib.scrypt(password.encode(), salt=salt, n=WORK, r=8, p=1, maxmem=32 << 20, dklen=KEY_SIZE)
     return hmac.digest(salted, _PURPOSE, "sha256")
 
@@ -44,7 +47,7 @@ def derive(password: str, salt: bytes) -> bytes:
 def make_verifier(password: str, salt: bytes) -> Verifier:
     """Raises: ConfigError for a password that is too weak to be one."""
     check(password)
-    return Verifier(salt, hashlib.sha256(derive(password, salt)).digest())
+    return Verifier(salt, sha256(derive(password, salt)).digest())
 
 
 def check(password: str) -> None:
@@ -57,7 +60,7 @@ def check(password: str) -> None:
 
 def prove(key: bytes, nonce: bytes) -> bytes:
     """What the laptop sends: the key, masked."""
-    return _masked(key, hashlib.sha256(key).digest(), nonce)
+    return _masked(key, sha256(key).digest(), nonce)
 
 
 def is_proof(proof: bytes, nonce: bytes, verifier: Verifier) -> bool:
@@ -67,10 +70,14 @@ def is_proof(proof: bytes, nonce: bytes, verifier: Verifier) -> bool:
 
 def is_key(key: bytes, verifier: Verifier) -> bool:
     """Is it the right one?"""
-    return hmac.compare_digest(hashlib.sha256(key).digest(), verifier.stored)
+    import hmac
+
+    return hmac.compare_digest(sha256(key).digest(), verifier.stored)
 
 
 def _masked(octets: bytes, stored: bytes, nonce: bytes) -> bytes:
+    import hmac
+
     mask = hmac.digest(stored, nonce, "sha256")
     return bytes(one ^ other for one, other in zip(octets, mask, strict=True))
 
