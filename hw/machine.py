@@ -165,7 +165,8 @@ class Machine:
             self._is_in = True
             self._note("login", "ok", ACTOR)
             return {}
-        self._note("login-failed", "locked" if was_locked else "refused", ACTOR)
+        if not was_locked:  # a script that goes on knocking at a locked door must not wear the flash
+            self._note("login-failed", "refused", ACTOR)
         locked_s = self._access.locked_s(now)
         if locked_s and not was_locked:
             self._note("lock-out", f"{int(locked_s)} s", "five failures in a row")
@@ -244,8 +245,7 @@ class Machine:
         edits = message.head.get("edits")
         if not isinstance(edits, list) or not all(isinstance(e, list) and e and _are_words(e) for e in edits):
             raise SerialError("set: expected edits, a list of lists of words")
-        for name, *words in edits:
-            self._orders.set(name, words)
+        self._orders.set_all([(name, words) for name, *words in edits])
         return {"staged": len(self._orders.staging.edits)}
 
     def _commit(self, message: Message) -> Reply:

@@ -58,9 +58,18 @@ class Orders:
 
     def set(self, name: str, words: Sequence[str]) -> list[Edit]:
         """Stage a setting. The whole is judged at `check` and `commit`. Raises: GatehouseError."""
-        facts = self.device.facts()
-        vendor = load(self.staging.candidate()[GATEHOUSE]).venue.vendor if "auto" in words or "自动" in words else ""
-        edits = edits_of(name, words, str(facts["mac"]).replace(":", "").upper(), vendor)
+        return self.set_all([(name, words)])
+
+    def set_all(self, settings: Sequence[tuple[str, Sequence[str]]]) -> list[Edit]:
+        """Stage several with one write to flash, or none of them. Raises: GatehouseError."""
+        edits: list[Edit] = []
+        for name, words in settings:
+            vendor = mac = ""
+            if "auto" in words or "自动" in words:
+                mac = str(self.device.facts()["mac"]).replace(":", "").upper()
+                staged = [edit.value or "" for edit in edits if (edit.section, edit.option) == ("venue", "vendor")]
+                vendor = staged[-1] if staged else load(self.staging.candidate()[GATEHOUSE]).venue.vendor
+            edits += edits_of(name, words, mac, vendor)
         self.staging.add(edits)
         return edits
 
@@ -188,9 +197,13 @@ class Orders:
         return result
 
     def factory_reset(self, actor: str) -> None:
-        """Configuration, keys, password: as they left the factory. The records stay. Raises: GatehouseError."""
+        """Gatehouse's configuration, keys, password: as they left the factory. Records and the system's own network stay.
+
+        Raises: GatehouseError.
+        """
         self.device.note("factory-reset", "configuration", "ordered", "", actor)
-        self.staging.discard()
+        self.staging.forget()
+        self.confirm_by = None
         self.blobs.clear()
         self.device.reset()
         self.forget_password()

@@ -14,6 +14,7 @@ Rule: a journal that is not `done` and whose process is gone means: undo. Undoin
 from __future__ import annotations
 
 import difflib
+import glob
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -138,6 +139,15 @@ class Staging:
                 flash.write(path, old)
         flash.remove(self._at(_JOURNAL))
         return paths
+
+    def forget(self) -> None:
+        """Part of a factory reset: nothing staged, nothing to go back to, and no old file with a secret in it."""
+        self.discard()
+        # The journal first: without it, nobody puts back what goes after it.
+        for name in (_JOURNAL, _OUTCOME):
+            flash.remove(self._at(name))
+        for path in glob.glob(os.path.join(glob.escape(self.directory), "old[0-9]*")):
+            flash.remove(path)
 
     def recover(self) -> list[str]:
         """Undo what a cut left half done, or nobody confirmed. Returns the paths that were put back."""

@@ -47,7 +47,7 @@ WORDS: Final = (
          (("zh", "中文"), ("en", "英文"))),
     Word("history", "历史", ("history", "历史"), ("what was typed", "输入过的命令")),
     Word("factory-reset", "恢复出厂", ("factory-reset", "恢复出厂"),
-         ("configuration, keys and password as they came; records stay", "恢复出厂设置（保留审计记录）")),
+         ("Gatehouse as it came; its records and the network stay", "恢复 Gatehouse 出厂设置（保留审计记录和网络设置）")),
     Word("exit", "退出", ("exit", "退出"), ("log out", "退出登录")),
 )  # fmt: skip
 _ALIASES: Final = {"?": "help", "quit": "exit", "logout": "exit"}

@@ -214,13 +214,17 @@ def test_factory_reset_asks_and_forgets(tmp_path: Path, wire: Wire) -> None:
         person = Person(wire)
         person.log_in()
         person.type("set venue 11010510010001")
-        person.type("commit")
+        person.type("commit 60")
         person.type("factory-reset", "go through with it: ")
         assert "Not done" in person.type("no")
         assert load(router.path.read_text()).main.venue
         person.type("恢复出厂", "go through with it: ")
         person.type("reset", "starts anew")
         assert load(router.path.read_text()).main.venue == ""
+        # Neither the commit that waited nor the one before comes back.
+        assert router.orders.confirm_by is None
+        assert router.orders.staging.recover() == []
+        assert not list((tmp_path / "r/state/console").glob("old*"))
         person.log_in("brand-new-1")
 
 
