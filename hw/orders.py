@@ -197,7 +197,7 @@ class Orders:
         return result
 
     def factory_reset(self, actor: str) -> None:
-        """Gatehouse's configuration, keys, password: as they left the factory. Records and the system's own network stay.
+        """Configuration, keys, password: as they left the factory. Records and the system's network stay.
 
         Raises: GatehouseError.
         """
