@@ -167,7 +167,7 @@ def test_the_wrong_speed_does_not_look_right() -> None:
 
 def test_a_login_console_that_is_shared_is_led_to_gatehouse_and_given_back(tmp_path: Path, blank: Path) -> None:
     """The script as it is shipped, on a terminal that init has left in cooked mode; an unknown line asks again."""
-    script = ROOT / "packaging/openwrt/gatehouse/files/usr/libexec/gatehouse/shared-console"
+    script = ROOT / "packaging/openwrt/gatehouse/files-console/usr/libexec/gatehouse/shared-console"
     command = tmp_path / "bin" / "gatehouse"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -I {ROOT} "$@" --config {blank}\n')
