@@ -14,8 +14,8 @@ import serial
 
 from hw import password as passwords
 from hw.blobs import sum_of
-from hw.caller import Caller
 from hw.laptop import ports
+from hw.laptop.caller import Caller
 from hw.laptop.recognise import Known, looks_right, recognise
 from hw.laptop.trouble import LostSessionError, TroubleError
 from hw.message import Message, pack, unpack

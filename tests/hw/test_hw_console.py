@@ -229,7 +229,7 @@ def test_factory_reset_asks_and_forgets(tmp_path: Path, wire: Wire) -> None:
 
 
 def test_a_script_takes_the_line_from_a_person_and_gives_it_back(tmp_path: Path, wire: Wire) -> None:
-    from hw.caller import Caller
+    from hw.laptop.caller import Caller
 
     with Simulated(tmp_path / "r", wire.router) as router:
         person = Person(wire)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hw.caller import PATIENCE_S, Caller
 from hw.frame import FLAG, MAX_PAYLOAD, Decoder, Frame, Kind, encode
+from hw.laptop.caller import PATIENCE_S, Caller
 from hw.message import pack, unpack
 from policy.errors import SerialError
 
