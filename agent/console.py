@@ -299,9 +299,10 @@ def doctor_findings(config_path: str) -> list[Finding] | None:
     for row in rows:
         if isinstance(row, dict) and "name" in row and "ok" in row:
             name = str(row["name"])
-            is_ok = row["ok"] in (True, None) or row.get("seen") is False  # a part that is absent is no fault
+            is_seen = row.get("seen") is not False
+            is_ok = row["ok"] is True or not is_seen  # a part that is absent is no fault
             is_vital = name.startswith("config")
-            found.append(Finding(name, is_ok, str(row.get("why") or ""), str(row.get("mend") or ""), is_vital))
+            found.append(Finding(name, is_ok, str(row.get("why") or ""), str(row.get("mend") or ""), is_vital, is_seen))
     return found or None
 
 

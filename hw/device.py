@@ -18,6 +18,8 @@ class Finding(NamedTuple):
     mend: str = ""
     is_vital: bool = False
     """A commit after which this is not ok is taken back, even if it was not ok before."""
+    is_seen: bool = True
+    """False: the part is absent, or switched off, so that a commit cannot have broken it."""
 
 
 class Device(Protocol):

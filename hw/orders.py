@@ -101,7 +101,7 @@ class Orders:
         if self.staging.state == "confirm":
             raise ConfigError("commit: the last one is not confirmed yet; `confirm` or `rollback`")
         texts = self.check()
-        before = frozenset(finding.name for finding in self.device.test() if finding.is_ok)
+        before = frozenset(found.name for found in self.device.test() if found.is_ok and found.is_seen)
         contents = {
             self.staging.paths[name]: text.encode()
             for name, text in texts.items()

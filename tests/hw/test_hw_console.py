@@ -194,6 +194,32 @@ def test_a_self_test_that_fails_takes_the_commit_back(tmp_path: Path, wire: Wire
         assert "11010510010001" in person.type("show")  # still staged, to be mended
 
 
+def test_a_doctor_s_words_are_taken_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seam: whatever `gatehouse doctor --json` prints, there are findings or none, and nothing is raised."""
+    import importlib.util
+
+    from agent import console as roof
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    said = {
+        "at": "now",
+        "findings": [
+            {"name": "config", "ok": False, "seen": True, "why": "no", "mend": "do"},
+            {"name": "broker", "ok": True, "seen": False, "why": "off", "mend": ""},
+            {"name": "rules", "ok": True, "seen": True, "why": "", "mend": ""},
+        ],
+    }
+    (tmp_path / "__main__.py").write_text(f"print({json.dumps(json.dumps(said))})")
+    monkeypatch.setattr(roof, "_ROOT", str(tmp_path))
+    config, broker, rules = roof.doctor_findings("x") or []
+    assert (config.is_ok, config.is_vital, config.mend) == (False, True, "do")
+    assert (broker.is_ok, broker.is_seen) == (True, False)
+    assert (rules.is_ok, rules.is_vital, rules.is_seen) == (True, False, True)
+    for nonsense in ("", "[]", "{", "[1]", "null", '{"a": 1}'):
+        (tmp_path / "__main__.py").write_text(f"print({nonsense!r})")
+        assert roof.doctor_findings("x") is None
+
+
 def test_a_mistake_is_told_at_once_and_is_not_committed(tmp_path: Path, wire: Wire) -> None:
     with Simulated(tmp_path / "r", wire.router) as router:
         before = router.path.read_bytes()
