@@ -296,7 +296,7 @@ def doctor_findings(config_path: str) -> list[Finding] | None:
     if isinstance(rows, dict):
         rows = next((value for value in rows.values() if isinstance(value, list)), [])
     found = []
-    for row in rows:
+    for row in rows if isinstance(rows, list) else ():
         if isinstance(row, dict) and "name" in row and "ok" in row:
             name = str(row["name"])
             is_seen = row.get("seen") is not False
