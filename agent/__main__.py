@@ -4,6 +4,7 @@
     agent | dns | nfq | uplink   one process (procd and the launcher start these)
     compile                lists to policy image, once (the agent starts this)
     uninstall STEP         what the package's removal script asks for
+    console                the serial console on its line, or with `--line -` on this terminal
     anything else          the command line tool, `agent.cli`
 
 Rule: a role imports only what it needs, because every import is RAM on the router.
@@ -30,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from agent import uninstall
 
             return uninstall.run(read_config(_role_options(words[1:])[0]), *words[1:2])
+        if words and words[0] == "console":
+            from agent import console
+
+            return console.main(words[1:])
         if words and words[0] in ROLES:
             return _run_role(words[0], *_role_options(words))
         from agent import cli

@@ -59,6 +59,8 @@ def roles(config: Config) -> list[tuple[str, int]]:
         wanted += [("nfq", worker) for worker in range(config.nfq.workers)]
     if config.uplink.enabled:
         wanted.append(("uplink", 0))
+    if config.console.tty:
+        wanted.append(("console", 0))
     return wanted
 
 

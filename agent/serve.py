@@ -39,7 +39,7 @@ from hw.led import State
 from nfq.admission import Admission
 from nfq.kernel import QUEUES_FILE
 from policy.config import Config
-from policy.errors import GatehouseError, StorageError
+from policy.errors import ConfigError, GatehouseError, StorageError
 from policy.event import Event, Gap, Maintenance, Nat
 from policy.frame import Client, Reload
 from storage.register import Register
@@ -139,6 +139,7 @@ class Agent:
                     "uninstall": self.uninstall,
                     "self-test": self.self_test.take,
                     "button": self.self_test.button,
+                    "note": self.take_note,
                 }.items()
             },
             describe=self.records.describe,
@@ -422,6 +423,18 @@ class Agent:
         self.put_on_record(uninstall.note(self.clock.boottime_ms(), str(request.get("by") or "root")))
         self.commit()
         yield {"row": {"text": "on record"}}
+
+    def take_note(self, request: Request) -> Answer:
+        """What the serial console has to tell; the door lets nobody but root in. Raises: ConfigError."""
+        words = [request.get(name, "") for name in ("action", "object", "result", "detail", "old", "new")]
+        if not all(isinstance(word, str) and len(word) <= 400 for word in words) or not words[0]:
+            raise ConfigError(
+                "note: expected action, object, result, detail, old and new, texts of at most 400 characters"
+            )
+        action, what, result, detail, old, new = map(str, words)
+        self.note(action, what, result, detail, str(request.get("by") or "console"), old, new)
+        self.commit()
+        yield {"row": {}}
 
     def verify(self, request: Request) -> Answer:
         """Follow the ring's hash chain from end to end."""

@@ -312,6 +312,20 @@ class HardwareConfig(NamedTuple):
     """The machine starts anew when the loop has not turned for so long."""
 
 
+class ConsoleConfig(NamedTuple):
+    """`config console 'console'`: the serial console."""
+
+    tty: str = ""
+    """Terminal line, as /dev/ttyS1; empty: none of its own."""
+    baud: int = 115200
+    idle_s: int = 300
+    """Nothing typed for so long: logged out."""
+    language: str = "en"
+    """In which it answers at first: `en` or `zh`. Words of both are understood."""
+    network: str = "/etc/config/network"
+    """The system's file that `set wan` changes; empty: it changes none."""
+
+
 class Config(NamedTuple):
     """A whole configuration file."""
 
@@ -329,6 +343,7 @@ class Config(NamedTuple):
     rooms: tuple[Room, ...] = ()
     roles: tuple[Role, ...] = ()
     hardware: HardwareConfig = HardwareConfig()
+    console: ConsoleConfig = ConsoleConfig()
 
 
 def load(text: str, place: str = "gatehouse") -> Config:
@@ -366,6 +381,7 @@ def load(text: str, place: str = "gatehouse") -> Config:
         ring=_ring(_options(single, "ring")),
         uplink=_uplink(_options(single, "uplink"), _options(single, "gatehouse")),
         policy=tuple(policy),
+        console=_console(_options(single, "console")),
         **people._asdict(),
         hardware=_hardware(_options(single, "hardware")),
     )
@@ -580,6 +596,22 @@ def _uplink(options: Options, main: Options) -> UplinkConfig:
     return uplink
 
 
+def _console(options: Options) -> ConsoleConfig:
+    base = ConsoleConfig()
+    speeds = ("9600", "19200", "38400", "57600", "115200", "230400", "460800", "921600")
+    console = ConsoleConfig(
+        tty=options.text("tty", base.tty),
+        baud=int(options.choice("baud", str(base.baud), speeds)),
+        idle_s=options.duration("idle", f"{base.idle_s}s", 10, 86400),
+        language=options.choice("language", base.language, ("en", "zh")),
+        network=options.text("network", base.network),
+    )
+    options.finish()
+    if console.tty and not console.tty.startswith("/dev/"):
+        raise ConfigError(f"{options.place('tty')}: expected a terminal line, as /dev/ttyS1, got {console.tty!r}")
+    return console
+
+
 def _is_level(name: str) -> bool:
     """May it stand between two `/` of a topic, and in a certificate's common name?"""
     is_right = 0 < len(name) <= 64 and name.isascii() and name[0].isalnum()
@@ -608,4 +640,6 @@ def _fingerprints(options: Options, option: str) -> tuple[str, ...]:
     return values
 
 
-_SINGLE: Final = frozenset({"gatehouse", "dns", "nfq", "ring", "session", "notice", "venue", "uplink", "hardware"})
+_SINGLE: Final = frozenset(
+    {"gatehouse", "dns", "nfq", "ring", "session", "notice", "venue", "uplink", "hardware", "console"}
+)

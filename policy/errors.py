@@ -47,6 +47,10 @@ class MessageError(PeerError):
     """A message of the uplink, from the broker or from a device, is malformed, unsigned or not for us."""
 
 
+class SerialError(PeerError):
+    """What came over the serial line, or the device at its other end, is not what it should be."""
+
+
 class ConfigError(GatehouseError):
     """The configuration, or a word on the command line, is wrong; says where, what, and the mend."""
 

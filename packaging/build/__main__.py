@@ -96,7 +96,7 @@ def packages(python: str, minor: str) -> Iterator[tuple[str, list[ipk.Entry]]]:
         sources += [
             path
             for path in sorted((ROOT / name).rglob("*"))
-            if path.is_file() and not _SKIPPED & set(path.parts) and not any(each in path.parents for each in excluded)
+            if path.is_file() and not _SKIPPED & set(path.parts) and not any(each in (path, *path.parents) for each in excluded)
         ]
     core = compiled(python, ((path, path.relative_to(ROOT).as_posix()) for path in sources), HOME)
     core += tree_of(feed / "files")

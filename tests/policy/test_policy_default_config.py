@@ -43,7 +43,7 @@ def test_every_option_that_is_read_stands_in_it(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(config.Options, "finish", spy)
     load("")
-    for section in ("gatehouse", "dns", "nfq", "ring", "session", "notice", "venue", "uplink", "hardware"):
+    for section in ("gatehouse", "dns", "nfq", "ring", "session", "notice", "venue", "uplink", "hardware", "console"):
         part = re.split(r"(?m)^config ", uncommented())
         (text,) = [item for item in part if item.startswith(f"{section} ")]
         assert set(re.findall(r"(?m)^\t(?:option|list) (\w+) ", text)) == known[section]
