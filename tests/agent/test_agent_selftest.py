@@ -134,7 +134,7 @@ def test_a_button_is_on_record_and_held_a_while_starts_a_test(desk: Desk) -> Non
 def test_the_canarys_addresses_are_nobodys() -> None:
     asked = []
 
-    def session_of(address: bytes, mac: bytes, at_ms: int) -> str:
+    def session_of(address: bytes, mac: bytes, at_ms: int, *, is_own: bool = False) -> str:
         asked.append(address)
         return "s1"
 
