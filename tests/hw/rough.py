@@ -46,7 +46,8 @@ def noise(directory: Path, count: int, part: float = 0.01) -> Report:
         line.find()
         line.enter(PASSWORD)
         assert router.orders.blobs.get(line.put(octets)) == octets
-        assert not [note for note in router.device.notes if note[0] in ("login-failed", "lock-out")]
+        refused = [note for note in router.device.notes if note[0] in ("login-failed", "lock-out")]
+        assert not refused, refused
     return report
 
 
