@@ -1,7 +1,7 @@
 """A cable as it is in a corridor: noise, and a plug that comes out. `python -m tests.hw.rough [--pulls N]`.
 
 Invariant: whatever happens to the line, a router has all of a configuration or none of it, a transfer is right, nothing
-hangs, and no noise is an attempt to log in.
+hangs, no noise makes a script's login fail, and none locks the console.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from hw.laptop.line import Line
 from hw.laptop.profile import Plan, Profile, make_plan
 from hw.laptop.provision import Provision
 from hw.laptop.report import Report
+from hw.machine import ACTOR
 from policy.config import load
 from tests.hw.simulated import Simulated
 from tests.hw.wire import Wire
@@ -46,7 +47,9 @@ def noise(directory: Path, count: int, part: float = 0.01) -> Report:
         line.find()
         line.enter(PASSWORD)
         assert router.orders.blobs.get(line.put(octets)) == octets
-        refused = [note for note in router.device.notes if note[0] in ("login-failed", "lock-out")]
+        # A script's proof crosses whole or not at all. What noise types at the prompt for a person is another matter.
+        notes = router.device.notes
+        refused = [note for note in notes if note[0] == "lock-out" or (note[0] == "login-failed" and ACTOR in note)]
         assert not refused, refused
     return report
 
