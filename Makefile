@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 ARGS ?=
 BENCHES := $(patsubst tests/bench/%.py,%,$(filter-out tests/bench/table.py,$(wildcard tests/bench/[a-z]*.py)))
 
-.PHONY: help run stop test check bench package install install-bench shell-client clean $(addprefix bench-,$(BENCHES))
+.PHONY: help run stop test check bench package qemu install install-bench shell-client clean $(addprefix bench-,$(BENCHES))
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,13 @@ $(addprefix bench-,$(BENCHES)): bench-%: install-bench
 
 package: install ## OpenWrt packages without an SDK, in build/package (ARGS="--key SECRET": signed with that key)
 	@$(PY) -I packaging/build $(ARGS)
+
+qemu: build/installed-qemu package ## the built package in an emulated router, with power cuts (ARGS="-k traffic --cuts 5")
+	$(PY) -m pytest tests/qemu -s $(ARGS)
+
+build/installed-qemu: build/installed tests/qemu/apt.txt
+	@PYTHON="$(PYTHON)" tests/install.sh tests/qemu/apt.txt
+	@touch $@
 
 install: build/installed ## what `make run` and `make test` need: Debian packages and a virtual environment
 

@@ -17,13 +17,22 @@ from tests.qemu import stick as sticks
 from tests.qemu.machine import Machine
 from tests.qemu.network import Network
 
-READY = "gatehouse status --format json | grep -q '\"state\": \"protecting\"'"
+READY = 'gatehouse status --format json | grep -q \'"state": "protecting"\''
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cuts", type=int, default=50, help="how often the emulated router's power is cut")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(item.path).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.qemu)
+
+
+@pytest.fixture(scope="session")
+def cuts(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--cuts"))
 
 
 class Golden(NamedTuple):

@@ -74,10 +74,27 @@ LATE = (
 """Kernel modules of the router itself."""
 DROPPED = (
     *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/lintian", "usr/share/bug"),
-    *("usr/share/zoneinfo", "usr/share/perl*", "usr/lib/*/gconv", "usr/lib/*/perl*", "var/lib/apt", "var/cache/*", "boot"),
+    *(
+        "usr/share/zoneinfo",
+        "usr/share/perl*",
+        "usr/lib/*/gconv",
+        "usr/lib/*/perl*",
+        "var/lib/apt",
+        "var/cache/*",
+        "boot",
+    ),
     *("etc/apt", "usr/lib/python3.11/test", "usr/lib/python3.11/idlelib", "usr/lib/python3.11/lib2to3"),
     *("usr/lib/python3.11/pydoc_data", "usr/lib/python3.11/tkinter", "usr/lib/python3.11/ensurepip"),
-    *("bin/kmod", "sbin/modprobe", "sbin/insmod", "sbin/rmmod", "sbin/lsmod", "sbin/depmod", "sbin/modinfo", "bin/lsmod"),
+    *(
+        "bin/kmod",
+        "sbin/modprobe",
+        "sbin/insmod",
+        "sbin/rmmod",
+        "sbin/lsmod",
+        "sbin/depmod",
+        "sbin/modinfo",
+        "bin/lsmod",
+    ),
 )
 
 

@@ -47,7 +47,9 @@ class Console:
                 self.said = self.said[found.end() :]
                 return found
             if time.monotonic() > deadline:
-                raise ConsoleError(f"no {pattern!r} within {timeout_s:g} s; the end of what there was: {self.said[-1500:]!r}")
+                raise ConsoleError(
+                    f"no {pattern!r} within {timeout_s:g} s; the end of what there was: {self.said[-1500:]!r}"
+                )
             self.read(0.5)
 
     def read(self, timeout_s: float) -> None:

@@ -121,7 +121,16 @@ class Network:
         self.start("wan", sys.executable, "-I", str(LAB / "site.py"), *pair)
         self.start("wan", sys.executable, "-I", str(LAB / "quic_site.py"), *pair)
         dnsmasq = shutil.which("dnsmasq") or "/usr/sbin/dnsmasq"
-        words = ["-k", "-C", "/dev/null", "--no-resolv", "--no-hosts", "--user=root", "--pid-file=", "--bind-interfaces"]
+        words = [
+            "-k",
+            "-C",
+            "/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--user=root",
+            "--pid-file=",
+            "--bind-interfaces",
+        ]
         words += [f"--listen-address={SERVER}"]
         words += [f"--address=/{zone}/{SITE}" for zone in ("example.org", "example")]
         self.start("wan", dnsmasq, *words)

@@ -64,7 +64,8 @@ def make(directory: Path) -> Path:
         shutil.copy(path, tree)
     (tree / "older" / f"gatehouse_{OLDER}_all.ipk").write_bytes(as_older(core[-1].read_bytes()))
     (tree / "venue").write_text(VENUE)
-    shutil.copy(Path(__file__).with_name("witness.py"), tree)
+    for name in ("witness.py", "ubi.py"):
+        shutil.copy(Path(__file__).with_name(name), tree)
     image = directory / "stick.squashfs"
     image.unlink(missing_ok=True)
     words = ["mksquashfs", str(tree), str(image), "-noappend", "-all-root", "-no-progress", "-quiet", "-comp", "gzip"]

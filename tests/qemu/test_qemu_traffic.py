@@ -22,7 +22,7 @@ def test_names_are_audited_and_blocked(router: Router) -> None:
     assert network.resolve("www.example.org") == SITE
     assert network.resolve("www.casino.example") in ("NXDOMAIN", "0.0.0.0")
     assert network.resolve("www.casino.example", "198.51.100.1") in ("NXDOMAIN", "0.0.0.0"), "past us: redirected"
-    rows = router.rows("--kind lookup", "--since 10m")
+    rows = router.rows("--kind dns", "--since 10m")
     found = {(row["name"], row["verdict"]) for row in rows}
     assert ("www.example.org", "allow") in found, rows
     assert ("www.casino.example", "block") in found, rows
@@ -40,7 +40,7 @@ def test_flows_are_audited_and_blocked_through_the_nft_queue(router: Router) -> 
     assert network.visit("quic1", "www.example.org") == "ok"
     assert network.visit("quic1", "www.casino.example") == "refused"
     rows = router.rows("--kind flow", "--since 10m")
-    found = {(row["protocol"], row["name"], row["verdict"]) for row in rows}
+    found = {(str(row["seen"]).split("_")[0], row["name"], row["verdict"]) for row in rows}
     for protocol in ("http", "tls", "quic"):
         assert (protocol, "www.example.org", "allow") in found, rows
         assert (protocol, "www.casino.example", "block") in found, rows
@@ -85,7 +85,16 @@ def test_our_flowtable_takes_flows_after_their_verdict(router: Router) -> None:
     router.wait_until_protecting()
     assert "flow add @flows" in router.run("nft list table inet gatehouse")
     load = router.network.start(
-        "lan", "curl", "-s", "-o", "/dev/null", "--limit-rate", "4M", f"http://{SITE}/bulk/200", "-H", "Host: www.example.org"
+        "lan",
+        "curl",
+        "-s",
+        "-o",
+        "/dev/null",
+        "--limit-rate",
+        "4M",
+        f"http://{SITE}/bulk/200",
+        "-H",
+        "Host: www.example.org",
     )
     router.wait_for("conntrack -L 2>/dev/null | grep -q OFFLOAD", 15)
     load.kill()
