@@ -1,7 +1,7 @@
-"""Looks at a router's disk whose power was cut. `unshare -m python -m tests.qemu.after_cut IMAGE`; JSON on standard output.
+"""A disk after a power cut. `unshare -m python -m tests.qemu.after_cut IMAGE`; JSON on standard output.
 
-In a mount namespace of its own, so that no mount is left behind. Mounting replays the file system's journal, opening the
-ring does what the agent does after a boot.
+In a mount namespace of its own, so that no mount is left behind. Mounting replays the file system's journal,
+opening the ring does what the agent does after a boot.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,8 +113,15 @@ def maker(image: Path, work: Path, stick: Path, network: Network) -> Maker:
 
 @pytest.fixture(scope="session")
 def golden(maker: Maker) -> Golden:
-    overlay = images.make_overlay(maker.work / "golden.ext4")
-    memory = maker.work / "golden.memory"
+    """Kept until anything of it changes: image, packages, settings, or the machine that was frozen."""
+    place = images.CACHE / f"golden-{_sum_of(maker)}"
+    overlay, memory, times = place / "overlay.ext4", place / "memory", place / "times.json"
+    if times.exists():
+        return Golden(overlay, memory, json.loads(times.read_text()))
+    for old in images.CACHE.glob("golden-*"):
+        shutil.rmtree(old)
+    place.mkdir()
+    images.make_overlay(overlay)
     times_s = {}
     with maker.machine(str(overlay)).start() as machine:
         machine.login()
@@ -127,7 +136,16 @@ def golden(maker: Maker) -> Golden:
         times_s["protecting"] = time.monotonic() - began
         machine.run("sync")
         machine.freeze(memory)
+    times.write_text(json.dumps(times_s))
     return Golden(overlay, memory, times_s)
+
+
+def _sum_of(maker: Maker) -> str:
+    found = hashlib.sha256(str(maker.image).encode())
+    found.update(subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True).stdout)
+    for path in (maker.stick, Path(__file__), Path(__file__).with_name("machine.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 @pytest.fixture

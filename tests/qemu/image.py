@@ -1,8 +1,9 @@
-"""The emulated router's kernel, initramfs and squashfs, from Debian's packages. `python -m tests.qemu.image [ARCHITECTURE]`.
+"""The emulated router's kernel, initramfs and squashfs. `python -m tests.qemu.image [ARCHITECTURE]` makes them.
 
-In OpenWrt's shape: a read-only squashfs below a small writable overlay, busybox for everything it can do, Python as byte
-code alone. What is OpenWrt's own and cannot be had (procd, uci, opkg, fw4) is played by the scripts in `router/`, each
-of which says so. Nothing of Gatehouse is in it: that is installed in the guest, from the built packages.
+Debian's packages in OpenWrt's shape: a read-only squashfs below a small writable overlay, busybox for everything it
+can do, Python as byte code alone. What is OpenWrt's own and cannot be had (procd, uci, opkg, fw4) is played by the
+scripts in `router/`, each of which says so. Nothing of Gatehouse is in it: that is installed in the guest, from the
+built packages.
 Rule: an image is named by the sum of all that it is made of, so that it never has to be cleaned by hand.
 """
 

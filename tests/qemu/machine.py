@@ -73,7 +73,7 @@ class Console:
         self.run("stty -echo; PS1= ; . /etc/profile; dmesg -n 1")
 
     def run(self, command: str, timeout_s: float = 60) -> tuple[int, str]:
-        """Exit status and output. The mark that ends it is assembled by the shell, so that an echo is not taken for it."""
+        """Exit status and output. The shell assembles the mark that ends it, so that an echo is not taken for it."""
         self._serial += 1
         mark = f"end-{self._serial}-of"
         self.send(f"{command}\nstatus=$?; echo; echo {mark[:3]}''{mark[3:]}=$status\n")
@@ -103,7 +103,7 @@ class Monitor:
 
 
 class Machine:
-    """One run of QEMU. `overlay`: a file, or an nbd+unix address; `stick`: a read-only image, the guest's third disk."""
+    """One run of QEMU. `overlay`: a file or an nbd+unix address; `stick`: a read-only image, the third disk."""
 
     def __init__(
         self,
@@ -128,8 +128,10 @@ class Machine:
         words += ["-accel", "tcg,thread=multi,tb-size=128", "-m", str(memory_mb), "-smp", "1"]
         words += ["-kernel", f"{image}/vmlinuz", "-initrd", f"{image}/initrd", "-append"]
         words += [
-            f"console={kind.console} quiet panic=-1 oops=panic nokaslr mitigations=off random.trust_cpu=on "
-            f"{kind.command_line} {command_line}"
+            (
+                f"console={kind.console} quiet panic=-1 oops=panic nokaslr mitigations=off random.trust_cpu=on "
+                f"{kind.command_line} {command_line}"
+            )
         ]
         words += ["-chardev", f"socket,id=shell,path={self._shell},server=on,wait=off", "-serial", "chardev:shell"]
         if architecture == "amd64":  # `virt` has one UART
@@ -164,7 +166,7 @@ class Machine:
                 stderr=log,
                 pass_fds=self._taps,
                 # A test that dies must not leave a machine behind.
-                preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+                preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # noqa: PLW1509  # one call
             )
         try:
             self.console = Console(self._shell, self.directory / "console.log")

@@ -1,4 +1,4 @@
-"""What an installer carries to the router: the built packages, an older one to upgrade from, and a script for the venue."""
+"""What an installer carries to the router: the built packages, an older one to upgrade from, the venue's settings."""
 
 from __future__ import annotations
 
@@ -68,7 +68,21 @@ def make(directory: Path) -> Path:
         shutil.copy(Path(__file__).with_name(name), tree)
     image = directory / "stick.squashfs"
     image.unlink(missing_ok=True)
-    words = ["mksquashfs", str(tree), str(image), "-noappend", "-all-root", "-no-progress", "-quiet", "-comp", "gzip"]
+    words = [
+        "mksquashfs",
+        str(tree),
+        str(image),
+        "-noappend",
+        "-all-root",
+        "-no-progress",
+        "-quiet",
+        "-comp",
+        "gzip",
+        "-all-time",
+        "0",
+        "-mkfs-time",
+        "0",
+    ]
     subprocess.run(words, check=True, capture_output=True)
     return image
 

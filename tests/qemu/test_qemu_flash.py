@@ -1,4 +1,4 @@
-"""The ring on flash file systems, as far as simulated flash goes: semantics, not wear; and sixty days on a small disk."""
+"""The ring on flash file systems, simulated: their semantics, not their wear. And sixty days on a small disk."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""In the guest: attaches the simulated NAND and makes a volume `ring` on it, as ubiattach and ubimkvol do (ubi-user.h)."""
+"""In the guest: attaches the simulated NAND, makes a volume `ring`, as ubiattach and ubimkvol do (ubi-user.h)."""
 
 import fcntl
 import struct

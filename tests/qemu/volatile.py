@@ -1,7 +1,7 @@
 """A disk with a volatile write cache, over NBD: a write is on the medium only after a flush, or with FUA.
 
-Killing QEMU alone is a poor power cut, for this machine's page cache lives on. Here `cut` throws away what was not flushed
-(`drop`), or keeps any of its sectors in any order (`tear`), as a disk that reorders does.
+Killing QEMU alone is a poor power cut, for this machine's page cache lives on. Here `cut` throws away what was not
+flushed (`drop`), or keeps any of its sectors in any order (`tear`), as a disk that reorders does.
 Protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md, fixed newstyle, one connection.
 """
 
