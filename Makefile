@@ -20,7 +20,7 @@ stop: ## take the venue lab down
 shell-client: ## a shell on a pupil's computer in the running lab (ARGS=teacher: on the teacher's)
 	@$(PY) -m tests.lab.shell $(ARGS)
 
-test: install check ## every test there is, two files at a time: most of them wait for something
+test: install check ## every test there is but `make qemu`, two files at a time: most of them wait for something
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: install ## ruff, mypy --strict, import contracts, shellcheck

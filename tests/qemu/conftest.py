@@ -103,7 +103,7 @@ class Maker:
     def machine(self, overlay: str, **more: Any) -> Machine:
         self.number += 1
         options = {"stick": self.stick, "taps": self.network.taps, "namespace": self.network.of("qemu"), **more}
-        return Machine(self.image, self.work / f"machine{self.number}", overlay, **options)
+        return Machine(options.pop("image", self.image), self.work / f"machine{self.number}", overlay, **options)
 
 
 @pytest.fixture(scope="session")

@@ -23,19 +23,19 @@ procd_open_instance() {
 	: >"$procd_new/env"
 }
 procd_set_param() {
-	local what=$1
+	local what="$1"
 	shift
 	: >"$procd_new/$what"
 	procd_append_param "$what" "$@"
 }
 procd_append_param() {
-	local what=$1
+	local what="$1"
 	shift
 	[ $# -eq 0 ] || printf '%s\n' "$@" >>"$procd_new/$what"
 }
 procd_sum() { (cd "$1" && cat command env limits 2>/dev/null) | md5sum; }
 procd_close_instance() {
-	local place=$PROCD/$procd_name
+	local place="$PROCD/$procd_name"
 	procd_seen="$procd_seen$procd_name "
 	if [ -d "$place" ]; then
 		if [ "$(procd_sum "$place")" = "$(procd_sum "$procd_new")" ] && procd_lives "$place"; then return; fi
