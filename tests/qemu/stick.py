@@ -16,10 +16,30 @@ OLDER = "0.0.9-r1"
 
 VENUE = """\
 #!/bin/sh
-# The venue's settings, in the installer's own commands.
+# The venue's settings, as a whole file: uci would do, but its stand-in here takes a second for each word.
 mkdir -p /etc/gatehouse/lists
 echo casino.example >/etc/gatehouse/lists/gambling
-cat >>/etc/config/gatehouse <<-'END'
+cat >/etc/config/gatehouse <<-'END'
+	config gatehouse 'main'
+		option enabled '1'
+		option venue '44010612345678'
+		option device '123456789020000000100'
+		option clock 'trusted'
+		list lan 'br-lan'
+
+	config nfq 'nfq'
+
+	config ring 'ring'
+		option flush '2s'
+		option budget '24M'
+
+	config uplink 'uplink'
+		option enabled '1'
+		option tls '0'
+		option stagger '0s'
+		option live '1s'
+		option heartbeat '5s'
+		list server '198.51.100.1#1883'
 
 	config list 'gambling'
 		option file 'gambling'
@@ -31,21 +51,6 @@ cat >>/etc/config/gatehouse <<-'END'
 	config group 'pupils'
 		option profile 'school'
 		list ip '192.168.1.0/24'
-END
-uci batch <<-'END'
-	set gatehouse.main.enabled='1'
-	set gatehouse.main.venue='44010612345678'
-	set gatehouse.main.device='123456789020000000100'
-	set gatehouse.main.clock='trusted'
-	set gatehouse.ring.flush='2s'
-	set gatehouse.ring.budget='24M'
-	set gatehouse.uplink.enabled='1'
-	set gatehouse.uplink.tls='0'
-	set gatehouse.uplink.stagger='0s'
-	set gatehouse.uplink.live='1s'
-	set gatehouse.uplink.heartbeat='5s'
-	add_list gatehouse.uplink.server='198.51.100.1#1883'
-	commit gatehouse
 END
 gatehouse check || exit 1
 /etc/init.d/gatehouse reload
