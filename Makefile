@@ -41,7 +41,7 @@ package: install ## OpenWrt packages without an SDK, in build/package (ARGS="--k
 	@$(PY) -I packaging/build $(ARGS)
 
 qemu: build/installed-qemu package ## the built package in an emulated router, with power cuts (ARGS="-k traffic --cuts 5")
-	$(PY) -m pytest tests/qemu -s $(ARGS)
+	$(PY) -m pytest tests/qemu -s --timeout 900 $(ARGS)
 
 build/installed-qemu: build/installed tests/qemu/apt.txt
 	@PYTHON="$(PYTHON)" tests/install.sh tests/qemu/apt.txt

@@ -143,7 +143,9 @@ def golden(maker: Maker) -> Golden:
 def _sum_of(maker: Maker) -> str:
     found = hashlib.sha256(str(maker.image).encode())
     found.update(subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True).stdout)
-    for path in (maker.stick, Path(__file__), Path(__file__).with_name("machine.py")):
+    # The files on the stick, not its image: mksquashfs may pack them otherwise each time.
+    carried = sorted(path for path in maker.stick.with_suffix("").rglob("*") if path.is_file())
+    for path in (*carried, Path(__file__), Path(__file__).with_name("machine.py")):
         found.update(path.read_bytes())
     return found.hexdigest()[:12]
 
