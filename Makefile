@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 ARGS ?=
 BENCHES := $(patsubst tests/bench/%.py,%,$(filter-out tests/bench/table.py,$(wildcard tests/bench/[a-z]*.py)))
 
-.PHONY: help run stop test check bench package install install-bench shell-client clean $(addprefix bench-,$(BENCHES))
+.PHONY: help run stop test check bench package qemu install install-bench shell-client clean $(addprefix bench-,$(BENCHES))
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -20,7 +20,7 @@ stop: ## take the venue lab down
 shell-client: ## a shell on a pupil's computer in the running lab (ARGS=teacher: on the teacher's)
 	@$(PY) -m tests.lab.shell $(ARGS)
 
-test: install check ## every test there is, two files at a time: most of them wait for something
+test: install check ## every test there is but `make qemu`, two files at a time: most of them wait for something
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: install ## ruff, mypy --strict, import contracts, shellcheck
@@ -39,6 +39,13 @@ $(addprefix bench-,$(BENCHES)): bench-%: install-bench
 
 package: install ## OpenWrt packages without an SDK, in build/package (ARGS="--key SECRET": signed with that key)
 	@$(PY) -I packaging/build $(ARGS)
+
+qemu: build/installed-qemu package ## the built package in an emulated router, with power cuts (ARGS="-k traffic --cuts 5")
+	$(PY) -m pytest tests/qemu -s --timeout 900 $(ARGS)
+
+build/installed-qemu: build/installed tests/qemu/apt.txt
+	@PYTHON="$(PYTHON)" tests/install.sh tests/qemu/apt.txt
+	@touch $@
 
 install: build/installed ## what `make run` and `make test` need: Debian packages and a virtual environment
 

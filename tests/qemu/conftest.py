@@ -1,0 +1,166 @@
+"""One emulated router for all tests: booted, installed and set up once, frozen, and thawed for each test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.qemu import image as images
+from tests.qemu import stick as sticks
+from tests.qemu.machine import Machine
+from tests.qemu.network import Network
+
+READY = 'gatehouse status --format json | grep -q \'"state": "protecting"\''
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cuts", type=int, default=50, help="how often the emulated router's power is cut")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(item.path).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.qemu)
+
+
+@pytest.fixture(scope="session")
+def cuts(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--cuts"))
+
+
+class Golden(NamedTuple):
+    """A router that has just been set up, standing still."""
+
+    overlay: Path
+    memory: Path
+    times_s: dict[str, float]
+    """How long what took, for the record: `shell`, `install`, `protecting`."""
+
+
+class Router:
+    """A machine between its networks, with words for what tests ask of it most."""
+
+    def __init__(self, machine: Machine, network: Network) -> None:
+        self.machine = machine
+        self.network = network
+        self.run = machine.run
+        self.try_run = machine.try_run
+        self.wait_for = machine.wait_for
+
+    def rows(self, *words: str) -> list[dict[str, Any]]:
+        """What `gatehouse query` finds in the guest."""
+        said = self.run(f"gatehouse query --format jsonl {' '.join(words)}")
+        return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.try_run("gatehouse status --format json")[1])
+        return found
+
+    def wait_until_protecting(self, timeout_s: float = 90) -> None:
+        self.wait_for(READY, timeout_s)
+
+
+@pytest.fixture(scope="session")
+def image() -> Path:
+    if os.geteuid() != 0:
+        pytest.skip("taps and network namespaces need root")
+    return images.build()
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("qemu")
+
+
+@pytest.fixture(scope="session")
+def stick(work: Path) -> Path:
+    return sticks.make(work)
+
+
+@pytest.fixture(scope="session")
+def network(work: Path) -> Iterator[Network]:
+    found = Network(work)
+    yield found
+    found.close()
+
+
+class Maker:
+    """Starts machines; one at a time, for this machine has two cores."""
+
+    def __init__(self, image: Path, work: Path, stick: Path, network: Network) -> None:
+        self.image, self.work, self.stick, self.network = image, work, stick, network
+        self.number = 0
+
+    def machine(self, overlay: str, **more: Any) -> Machine:
+        self.number += 1
+        options = {"stick": self.stick, "taps": self.network.taps, "namespace": self.network.of("qemu"), **more}
+        return Machine(options.pop("image", self.image), self.work / f"machine{self.number}", overlay, **options)
+
+
+@pytest.fixture(scope="session")
+def maker(image: Path, work: Path, stick: Path, network: Network) -> Maker:
+    return Maker(image, work, stick, network)
+
+
+@pytest.fixture(scope="session")
+def golden(maker: Maker) -> Golden:
+    """Kept until anything of it changes: image, packages, settings, or the machine that was frozen."""
+    place = images.CACHE / f"golden-{_sum_of(maker)}"
+    overlay, memory, times = place / "overlay.ext4", place / "memory", place / "times.json"
+    if times.exists():
+        return Golden(overlay, memory, json.loads(times.read_text()))
+    for old in images.CACHE.glob("golden-*"):
+        shutil.rmtree(old)
+    place.mkdir()
+    images.make_overlay(overlay)
+    times_s = {}
+    with maker.machine(str(overlay)).start() as machine:
+        machine.login()
+        times_s["shell"] = time.monotonic() - machine.started_at
+        began = time.monotonic()
+        machine.run("mkdir -p /tmp/stick && mount -t squashfs -o ro /dev/vdc /tmp/stick")
+        machine.run("opkg install /tmp/stick/python3-dnslib_*.ipk /tmp/stick/gatehouse_*.ipk", 120)
+        times_s["install"] = time.monotonic() - began
+        began = time.monotonic()
+        machine.run("sh /tmp/stick/venue", 120)
+        machine.wait_for(READY, 90)
+        times_s["protecting"] = time.monotonic() - began
+        machine.run("sync")
+        machine.freeze(memory)
+    times.write_text(json.dumps(times_s))
+    return Golden(overlay, memory, times_s)
+
+
+def _sum_of(maker: Maker) -> str:
+    found = hashlib.sha256(str(maker.image).encode())
+    found.update(subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True).stdout)
+    # The files on the stick, not its image: mksquashfs may pack them otherwise each time.
+    carried = sorted(path for path in maker.stick.with_suffix("").rglob("*") if path.is_file())
+    for path in (*carried, Path(__file__), Path(__file__).with_name("machine.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+@pytest.fixture
+def router(maker: Maker, golden: Golden) -> Iterator[Router]:
+    overlay = maker.work / "overlay.ext4"
+    shutil.copy(golden.overlay, overlay)
+    machine = maker.machine(str(overlay), thaw_from=golden.memory)
+    try:
+        machine.start().thaw()
+        found = Router(machine, maker.network)
+        found.wait_until_protecting()
+        yield found
+        complaints = machine.run(r"dmesg -r | grep -E '^<[0-3]>|BUG:|WARNING:|Oops|I/O error|EXT4-fs error' || true")
+        assert not complaints, complaints
+    finally:
+        machine.kill()

@@ -1,0 +1,273 @@
+"""The emulated router's kernel, initramfs and squashfs. `python -m tests.qemu.image [ARCHITECTURE]` makes them.
+
+Debian's packages in OpenWrt's shape: a read-only squashfs below a small writable overlay, busybox for everything it
+can do, Python as byte code alone. What is OpenWrt's own and cannot be had (procd, uci, opkg, fw4) is played by the
+scripts in `router/`, each of which says so. Nothing of Gatehouse is in it: that is installed in the guest, from the
+built packages.
+Rule: an image is named by the sum of all that it is made of, so that it never has to be cleaned by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CACHE = ROOT / "build" / "qemu"
+SUITE = "bookworm"  # the Python of OpenWrt 23.05 and 24.10 is 3.11, and so is its
+PACKAGES = (
+    *("busybox", "python3-minimal", "libpython3.11-stdlib", "python3-msgpack", "python3-paho-mqtt", "python3-serial"),
+    *("nftables", "dnsmasq-base", "iproute2", "conntrack"),
+)
+
+
+class Machine(NamedTuple):
+    """One kind of computer that QEMU plays."""
+
+    kernel: str
+    """Debian's meta-package."""
+    triple: str
+    emulator: str
+    arguments: tuple[str, ...]
+    console: str
+    """First serial line."""
+    command_line: str = ""
+
+
+MACHINES = {
+    "amd64": Machine(
+        "linux-image-amd64",  # not the cloud kernel: this one has JFFS2, UBIFS and their simulated flash
+        "x86_64-linux-gnu",
+        "qemu-system-x86_64",
+        ("-M", "pc", "-cpu", "Westmere,+rdrand"),
+        "ttyS0",
+        "no_timer_check tsc=reliable",
+    ),
+    "arm64": Machine(
+        "linux-image-cloud-arm64",
+        "aarch64-linux-gnu",
+        "qemu-system-aarch64",
+        ("-M", "virt", "-cpu", "cortex-a53"),
+        "ttyAMA0",
+    ),
+    "mipsel": Machine(
+        "linux-image-4kc-malta",
+        "mipsel-linux-gnu",
+        "qemu-system-mipsel",
+        ("-M", "malta", "-cpu", "24Kf"),
+        "ttyS0",
+    ),
+}
+EARLY = ("virtio_pci", "virtio_mmio", "virtio_blk", "squashfs", "overlay", "ext4")
+"""Kernel modules of the initramfs."""
+LATE = (
+    *("virtio_net", "bridge", "nft_queue", "nfnetlink_queue", "nf_conntrack_netlink", "nft_ct", "nft_nat", "nft_masq"),
+    *("nft_chain_nat", "nft_redir", "nft_reject_inet", "nft_fib_inet", "nft_flow_offload", "nf_flow_table_inet"),
+    *("nft_log", "nft_limit", "nft_counter", "nf_reject_ipv4", "nf_reject_ipv6", "loop", "i6300esb", "softdog"),
+    *("mtdram", "mtdblock", "jffs2", "nandsim", "ubi", "ubifs", "zstd", "lzo", "deflate"),
+)
+"""Kernel modules of the router itself."""
+DROPPED = (
+    *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/lintian", "usr/share/bug"),
+    *(
+        "usr/share/zoneinfo",
+        "usr/share/perl*",
+        "usr/lib/*/gconv",
+        "usr/lib/*/perl*",
+        "var/lib/apt",
+        "var/cache/*",
+        "boot",
+    ),
+    *("etc/apt", "usr/lib/python3.11/test", "usr/lib/python3.11/idlelib", "usr/lib/python3.11/lib2to3"),
+    *("usr/lib/python3.11/pydoc_data", "usr/lib/python3.11/tkinter", "usr/lib/python3.11/ensurepip"),
+    *(
+        "bin/kmod",
+        "sbin/modprobe",
+        "sbin/insmod",
+        "sbin/rmmod",
+        "sbin/lsmod",
+        "sbin/depmod",
+        "sbin/modinfo",
+        "bin/lsmod",
+    ),
+)
+
+
+def build(architecture: str = "amd64") -> Path:
+    """The directory with `vmlinuz`, `initrd`, `root.squashfs`; made if it is not there yet."""
+    machine = MACHINES[architecture]
+    out = CACHE / f"{architecture}-{_sum(architecture)}"
+    if (out / "root.squashfs").exists():
+        return out
+    base = _base(architecture, machine)
+    work = CACHE / f"work-{os.getpid()}"
+    try:
+        root, staging = work / "root", work / "out"
+        root.mkdir(parents=True)
+        staging.mkdir()
+        _run("tar", "-xf", base, "-C", root, "--exclude=./dev/*")
+        version = _take_kernel(root, staging, work)
+        _make_modules(root, work, version, architecture)
+        _make_initramfs(root, staging, work, version)
+        _make_python(root)
+        _make_router(root)
+        options = ["-noappend", "-all-root", "-no-progress", "-quiet", "-b", "256K"]
+        _run("mksquashfs", root, staging / "root.squashfs", *options, "-comp", "zstd", "-Xcompression-level", "3")
+        shutil.rmtree(out, ignore_errors=True)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return out
+
+
+def make_overlay(path: Path, megabytes: int = 64) -> Path:
+    """An empty ext4 for the router's writable half."""
+    path.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        file.truncate(megabytes << 20)
+    _run("mkfs.ext4", "-q", "-F", "-L", "rootfs_data", "-E", "lazy_itable_init=0,lazy_journal_init=0", path)
+    return path
+
+
+def _sum(architecture: str) -> str:
+    found = hashlib.sha256(repr((architecture, MACHINES[architecture], PACKAGES)).encode())
+    for path in sorted([Path(__file__), HERE / "preinit", *(HERE / "router").rglob("*")]):
+        found.update(str(path.relative_to(HERE)).encode())
+        if path.is_file() and not path.is_symlink():
+            found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def _base(architecture: str, machine: Machine) -> Path:
+    """Debian's packages, unpacked and none of their scripts run: so a foreign architecture needs no emulation here."""
+    packages = ",".join([*PACKAGES, machine.kernel])
+    path = CACHE / f"base-{architecture}-{hashlib.sha256(packages.encode()).hexdigest()[:12]}.tar"
+    if path.exists():
+        return path
+    CACHE.mkdir(parents=True, exist_ok=True)
+    sources = CACHE / "sources.list"
+    sources.write_text(f"deb http://deb.debian.org/debian {SUITE} main\n")
+    words = ["--variant=extract", f"--include={packages}", f"--architectures={architecture}", "--format=tar"]
+    words += ["--aptopt=APT::Install-Recommends false"]
+    if architecture != "amd64":
+        words.append("--skip=check/qemu")
+    new = path.with_suffix(".new")
+    _run("mmdebstrap", "-q", *words, SUITE, new, sources)
+    new.rename(path)
+    return path
+
+
+def _take_kernel(root: Path, staging: Path, work: Path) -> str:
+    """vmlinuz, and the modules out of the root: there are 300 MB of them. Returns the kernel's version."""
+    modules = root / "lib/modules"
+    version = next(modules.iterdir()).name
+    kernel = next(path for path in (root / "boot").iterdir() if path.name.startswith("vmlinu"))
+    shutil.copy(kernel, staging / "vmlinuz")
+    (work / "lib").mkdir()
+    modules.rename(work / "lib/modules")
+    _run("depmod", "-b", work, version)
+    return version
+
+
+def _needed(work: Path, version: str, name: str) -> list[Path]:
+    """A module's file and those it needs, in the order of loading; nothing for one that this kernel has built in."""
+    words = ["modprobe", "-d", str(work), "-S", version, "--show-depends", name]
+    said = subprocess.run(words, capture_output=True, text=True).stdout
+    return [Path(line.split()[1]) for line in said.splitlines() if line.startswith("insmod")]
+
+
+def _make_modules(root: Path, work: Path, version: str, architecture: str) -> None:
+    target = root / "lib/modules" / version
+    target.mkdir(parents=True)
+    for name in (*EARLY, *LATE):
+        for path in _needed(work, version, name):
+            shutil.copy(path, target / path.name)
+    for name in ("modules.builtin", "modules.order"):
+        shutil.copy(work / "lib/modules" / version / name, target / name)
+    _run("depmod", "-b", root, version)
+
+
+def _make_initramfs(root: Path, staging: Path, work: Path, version: str) -> None:
+    initramfs = work / "initramfs"
+    for name in ("bin", "lib", "proc", "sys", "dev", "rom", "overlay", "new"):
+        (initramfs / name).mkdir(parents=True)
+    shutil.copy(root / "bin/busybox", initramfs / "bin/busybox")
+    for applet in ("sh", "mount", "insmod", "switch_root", "mkdir", "sleep", "cat", "ls"):
+        (initramfs / "bin" / applet).symlink_to("busybox")
+    for pattern in ("lib/*/libc.so.6", "lib/*/libresolv.so.2", "lib/ld*.so.*", "lib64/ld*.so.*", "lib/*/ld*.so.*"):
+        for path in root.glob(pattern):
+            target = initramfs / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copy_inside(root, path, target)
+    order: list[str] = []
+    for name in EARLY:
+        for path in _needed(work, version, name):
+            if path.name not in order:
+                order.append(path.name)
+                shutil.copy(path, initramfs / "lib" / path.name)
+    (initramfs / "lib/order").write_text("".join(f"{name}\n" for name in order))
+    shutil.copy(HERE / "preinit", initramfs / "init")
+    (initramfs / "init").chmod(0o755)
+    _run("sh", "-c", f"cd {initramfs} && find . | cpio -o -H newc --quiet | gzip -1 >{staging}/initrd")
+
+
+def _copy_inside(root: Path, path: Path, target: Path) -> None:
+    """Copy a file that may be a symbolic link, absolute ones seen from `root`."""
+    while path.is_symlink():
+        link = os.readlink(path)
+        path = root / link.lstrip("/") if link.startswith("/") else path.parent / link
+    shutil.copy(path, target)
+
+
+def _make_python(root: Path) -> None:
+    """Byte code beside where the source was, and no source: as OpenWrt has it."""
+    for pattern in DROPPED:
+        for path in root.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    places = [root / "usr/lib/python3.11", root / "usr/lib/python3/dist-packages"]
+    _run("/usr/bin/python3.11", "-m", "compileall", "-q", "-b", "-j2", "-s", root, *places)
+    for place in places:
+        for path in place.rglob("*.py"):
+            path.unlink()
+        for path in place.rglob("__pycache__"):
+            shutil.rmtree(path)
+    (root / "usr/bin/python3").unlink(missing_ok=True)
+    (root / "usr/bin/python3").symlink_to("python3.11")
+
+
+def _make_router(root: Path) -> None:
+    applets = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout.split()
+    for name in applets:
+        taken = any(os.path.lexists(root / place / name) for place in ("bin", "sbin", "usr/bin", "usr/sbin"))
+        if not taken and name not in ("init", "dpkg", "dpkg-deb"):
+            (root / "bin" / name).symlink_to("busybox")
+    for name in ("sbin/init", "bin/tar", "bin/sh"):
+        (root / name).unlink(missing_ok=True)
+        (root / name).symlink_to("../bin/busybox")
+    shutil.rmtree(root / "var")
+    (root / "var").symlink_to("tmp")
+    for name in ("proc", "sys", "dev", "tmp", "overlay", "rom", "root", "mnt", "etc/config", "etc/uci-defaults"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(root / "run", ignore_errors=True)
+    (root / "run").symlink_to("tmp/run")
+    shutil.copytree(HERE / "router", root, symlinks=True, dirs_exist_ok=True)
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/ash\nnobody:*:65534:65534:nobody:/var:/bin/false\n")
+    (root / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
+    (root / "etc/resolv.conf").unlink(missing_ok=True)
+    (root / "etc/resolv.conf").symlink_to("/tmp/resolv.conf")
+
+
+def _run(*words: object) -> None:
+    result = subprocess.run([str(word) for word in words], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(map(str, words))}: {result.stderr.strip()[-2000:]}")
+
+
+if __name__ == "__main__":
+    print(build(*sys.argv[1:2]))

@@ -1,0 +1,14 @@
+virtio_net
+bridge
+nft_queue
+nfnetlink_queue
+nf_conntrack_netlink
+nft_ct
+nft_nat
+nft_chain_nat
+nft_masq
+nft_redir
+nft_reject_inet
+nft_fib_inet
+nft_flow_offload
+nf_flow_table_inet

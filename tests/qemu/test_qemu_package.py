@@ -1,0 +1,81 @@
+"""The package's life on a router: again, newer, gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.qemu import image as images
+from tests.qemu.conftest import READY, Maker, Router
+from tests.qemu.machine import Machine
+from tests.qemu.stick import OLDER
+
+
+def test_it_installs_twice(router: Router) -> None:
+    before = router.run("md5sum </etc/config/gatehouse")
+    router.network.resolve("www.casino.example")
+    router.run("opkg install /tmp/stick/gatehouse_*.ipk", 120)
+    router.wait_until_protecting()
+    assert router.run("md5sum </etc/config/gatehouse") == before, "a changed conffile stays"
+    assert router.rows("--domain casino.example"), "and so do the records"
+    assert router.network.resolve("www.casino.example") != "198.51.100.20"
+
+
+def test_it_leaves_nothing_behind(router: Router) -> None:
+    router.network.resolve("www.casino.example")
+    router.run("opkg remove gatehouse", 120)
+    assert "gatehouse" not in router.run("nft list ruleset")
+    assert "gatehouse" not in router.run("uci show firewall; ls /etc/rc.d /etc/init.d")
+    assert router.run("ls /tmp/run/procd") == "dnsmasq.instance1"
+    assert (
+        not router.try_run("ls -A /usr/lib/gatehouse")[1]
+        .strip()
+        .replace("ls: /usr/lib/gatehouse: No such file or directory", "")
+    )
+    assert router.network.resolve("www.casino.example") == "198.51.100.20"
+    # On record before it went: whoever installs it again can read it.
+    router.run("opkg install /tmp/stick/gatehouse_*.ipk", 120)
+    router.wait_until_protecting()
+    actions = [row["action"] for row in router.rows("--kind maintenance")]
+    assert "uninstall" in actions, actions
+    assert router.rows("--domain casino.example"), "records belong to the venue, not to the package"
+
+
+def test_an_upgrade_keeps_records_and_settings(maker: Maker) -> None:
+    """From the version before, with a configuration that carried no version yet."""
+    overlay = images.make_overlay(maker.work / "upgrade.ext4")
+    with maker.machine(str(overlay)).start() as machine:
+        install(machine, f"older/gatehouse_{OLDER}_all.ipk")
+        router = Router(machine, maker.network)
+        router.network.resolve("www.casino.example")
+        assert router.rows("--domain casino.example")
+        assert "config_version" not in machine.run("cat /etc/config/gatehouse")
+        machine.run("opkg install /tmp/stick/gatehouse_*.ipk", 120)
+        router.wait_until_protecting()
+        assert OLDER not in machine.run("opkg list-installed")
+        assert machine.run("uci get gatehouse.main.config_version") == "1"
+        assert machine.run("uci get gatehouse.ring.budget") == "24M"
+        assert router.rows("--domain casino.example")
+        assert "as they were written" in machine.run("gatehouse verify")
+
+
+def install(machine: Machine, name: str) -> None:
+    """From the prompt to a protected venue, with this package of the stick."""
+    machine.login()
+    machine.run("mkdir -p /tmp/stick && mount -t squashfs -o ro /dev/vdc /tmp/stick")
+    machine.run(f"opkg install /tmp/stick/python3-dnslib_*.ipk /tmp/stick/{name}", 120)
+    machine.run("sh /tmp/stick/venue", 120)
+    machine.wait_for(READY, 90)
+
+
+def test_the_tree_is_as_a_package_should_be(router: Router, stick: Path) -> None:
+    modes = router.run(
+        "stat -c '%a %U:%G %n' /etc/config/gatehouse /etc/gatehouse /usr/bin/gatehouse /srv/gatehouse/ring"
+    )
+    assert modes.splitlines() == [
+        "600 root:root /etc/config/gatehouse",
+        "700 root:root /etc/gatehouse",
+        "755 root:root /usr/bin/gatehouse",
+        "700 root:root /srv/gatehouse/ring",
+    ]
+    owners = router.run("for p in /tmp/run/procd/gatehouse.*; do stat -c %U /proc/$(cat $p/pid); done").split()
+    assert owners == ["root", "gatehouse", "gatehouse", "root"], owners  # agent, dns, nfq, uplink

@@ -1,0 +1,126 @@
+"""A client surfs through the emulated router: what is seen, what is stopped, in a kernel with the real nft rules."""
+
+import time
+
+from tests.qemu.conftest import Golden, Router
+from tests.qemu.network import SITE
+
+
+def test_the_package_came_from_the_feed_and_protects(golden: Golden, router: Router) -> None:
+    status = router.status()
+    assert status["state"] == "protecting", status["why"]
+    assert "gatehouse - 0.1.0-r1" in router.run("opkg list-installed")
+    assert router.run("find /usr/lib/gatehouse -name '*.py' | wc -l") == "0"
+    table = router.run("nft list table inet gatehouse")
+    assert "queue flags bypass to 20" in table, table
+    assert router.run("cut -c1-6 /proc/net/netfilter/nfnetlink_queue").split() == ["20"]
+    print({name: round(value, 1) for name, value in golden.times_s.items()})
+
+
+def test_names_are_audited_and_blocked(router: Router) -> None:
+    network = router.network
+    assert network.resolve("www.example.org") == SITE
+    assert network.resolve("www.casino.example") in ("NXDOMAIN", "0.0.0.0")
+    assert network.resolve("www.casino.example", "198.51.100.1") in ("NXDOMAIN", "0.0.0.0"), "past us: redirected"
+    rows = router.rows("--kind dns", "--since 10m")
+    found = {(row["name"], row["verdict"]) for row in rows}
+    assert ("www.example.org", "allow") in found, rows
+    assert ("www.casino.example", "block") in found, rows
+
+
+def test_flows_are_audited_and_blocked_through_the_nft_queue(router: Router) -> None:
+    network = router.network
+    page = network.fetch("http://www.example.org/page", "--resolve", f"www.example.org:80:{SITE}")
+    assert page.startswith("200 you asked www.example.org"), page
+    page = network.fetch("http://www.casino.example/slots", "--resolve", f"www.casino.example:80:{SITE}")
+    assert not page.startswith("200"), page
+    assert "casino.example" in page, "the page says what was stopped"
+    assert network.visit("tls", "www.example.org") == "ok"
+    assert "reset" in network.visit("tls", "www.casino.example")
+    assert network.visit("quic1", "www.example.org") == "ok"
+    assert network.visit("quic1", "www.casino.example") == "refused"
+    rows = router.rows("--kind flow", "--since 10m")
+    found = {(str(row["seen"]).split("_")[0], row["name"], row["verdict"]) for row in rows}
+    for protocol in ("http", "tls", "quic"):
+        assert (protocol, "www.example.org", "allow") in found, rows
+        assert (protocol, "www.casino.example", "block") in found, rows
+
+
+def test_a_dead_agent_costs_nobody_the_internet(router: Router) -> None:
+    """`on_failure` open: without any of our processes, traffic passes by the queue and questions go to dnsmasq."""
+    router.run("for place in /tmp/run/procd/gatehouse.*; do kill -9 $(cat $place/supervisor $place/pid); done")
+    page = router.network.fetch("http://www.example.org/", "--resolve", f"www.example.org:80:{SITE}")
+    assert page.startswith("200"), page
+    deadline = time.monotonic() + 10
+    while router.network.resolve("www.casino.example") != SITE:
+        assert time.monotonic() < deadline, "the redirect's lease ran out"
+        time.sleep(0.5)
+
+
+def test_procd_starts_what_dies(router: Router) -> None:
+    before = router.run("cat /tmp/run/procd/gatehouse.nfq0/pid")
+    router.run(f"kill -9 {before}")
+    router.wait_for(f"test $(cat /tmp/run/procd/gatehouse.nfq0/pid) != {before}", 15)
+    router.wait_until_protecting()
+    assert "reset" in router.network.visit("tls", "www.casino.example")
+
+
+def test_a_firewall_reload_leaves_our_table(router: Router) -> None:
+    router.run("fw4 reload")
+    assert "queue flags bypass to 20" in router.run("nft list table inet gatehouse")
+    router.run("nft flush ruleset; fw4 start")  # the include makes the agent look at once
+    router.wait_for("nft list table inet gatehouse | grep -q queue", 15)
+    assert "reset" in router.network.visit("tls", "www.casino.example")
+
+
+def test_fw4s_own_offload_is_taken_out(router: Router) -> None:
+    router.run("uci set firewall.defaults.flow_offloading=1; uci commit firewall; fw4 reload")
+    router.wait_for("! nft list chain inet fw4 forward | grep -q 'flow add'", 20)
+    assert "reset" in router.network.visit("tls", "www.casino.example")
+
+
+def test_our_flowtable_takes_flows_after_their_verdict(router: Router) -> None:
+    router.run("uci add_list gatehouse.nfq.offload_device=eth0; uci add_list gatehouse.nfq.offload_device=eth1")
+    router.run("uci commit gatehouse; /etc/init.d/gatehouse reload", 60)
+    router.wait_until_protecting()
+    assert "flow add @flows" in router.run("nft list table inet gatehouse")
+    load = router.network.start(
+        "lan",
+        "curl",
+        "-s",
+        "-o",
+        "/dev/null",
+        "--limit-rate",
+        "4M",
+        f"http://{SITE}/bulk/200",
+        "-H",
+        "Host: www.example.org",
+    )
+    router.wait_for("conntrack -L 2>/dev/null | grep -q OFFLOAD", 15)
+    load.kill()
+    assert "reset" in router.network.visit("tls", "www.casino.example"), "a blocked flow is never offloaded"
+    assert router.rows("--kind flow", "--domain www.example.org"), "and an offloaded one was recorded"
+
+
+def test_records_reach_the_centre(router: Router) -> None:
+    router.network.resolve("www.casino.example")
+    deadline = time.monotonic() + 30
+    log = router.network.directory / "mosquitto.log"
+    while "PUBLISH" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()[-2000:]
+        time.sleep(0.2)
+
+
+def test_memory(router: Router) -> None:
+    """PSS of everything that is ours, after some traffic: at most 64 MB of a 256 MB router."""
+    for number in range(50):
+        router.network.resolve(f"w{number}.example.org")
+    router.network.visit("tls", "www.example.org")
+    said = router.run(
+        "for place in /tmp/run/procd/gatehouse.*; do"
+        " echo ${place##*.} $(awk '/^Pss:/ {print $2}' /proc/$(cat $place/pid)/smaps_rollup); done"
+    )
+    print(said, router.run("free | head -2"))
+    pss_kb = [int(line.split()[1]) for line in said.splitlines()]
+    assert len(pss_kb) == 4, said
+    assert sum(pss_kb) <= 64 << 10, said
