@@ -1,4 +1,4 @@
-"""A policy from the centre: a signed bundle, brought by orders over a real broker, decides at the next look-up."""
+"""A policy from the centre: a signed bundle, brought by orders over a real broker, decides within a moment."""
 
 import os
 import subprocess
@@ -13,6 +13,7 @@ from agent.receiver.orders import make_key
 from policy.bundle import PublicKey, public_key_text
 from policy.signature import public_key, sign
 from policy.uci import parse
+from tests.lab.broker import wait_until
 from tests.lab.centre import ADDRESS, PORT, UPLINK
 from tests.lab.lab import ROOT, Lab
 from tests.lab.test_lab_profiles import WHERE
@@ -46,7 +47,7 @@ def order(lab: Lab, secret: Path, bundle: Path) -> subprocess.CompletedProcess[s
     return lab.run("internet", ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "agent.receiver", *words])
 
 
-def test_a_bundle_that_the_centre_brings_decides_from_the_next_look_up_on(tmp_path: Path) -> None:
+def test_a_bundle_that_the_centre_brings_decides_within_two_seconds(tmp_path: Path) -> None:
     directory = tmp_path / "lab"
     secret = tmp_path / "orders.key"
     fingerprint = make_key(str(secret))
@@ -62,7 +63,8 @@ def test_a_bundle_that_the_centre_brings_decides_from_the_next_look_up_on(tmp_pa
         assert lab.run("pupil1", "dig +short www.news.example").stdout.strip() != ""
         done = order(lab, secret, make_bundle(tmp_path, 1, "news.example\n"))
         assert done.returncode == 0, done.stderr
-        assert "NXDOMAIN" in lab.run("pupil1", "dig www.news.example").stdout
+        # The answer says that the agent has it; the hook, which it has told before that, is a process of its own.
+        wait_until(lambda: "NXDOMAIN" in lab.run("pupil1", "dig www.news.example").stdout, 2)
         assert lab.run("pupil1", "dig +short www.example.org").stdout.strip() != ""
         (row,) = [
             row
