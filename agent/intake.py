@@ -351,8 +351,9 @@ class Intake:
                 self._learn(client, seen_mac)
             known = self._identify(client)
             mac = seen_mac or known.mac
-            session = self._session(client, mac, known, last_ms)
-            is_one_each = is_one_each and session == self._session(client, mac, known, first_ms)
+            is_own = bool(seen_mac)
+            session = self._session(client, mac, known, last_ms, is_own=is_own)
+            is_one_each = is_one_each and session == self._session(client, mac, known, first_ms, is_own=is_own)
             whos.append((client, mac, session))
         if not (is_one_each and self._takes_all()):
             events = self._capture([self._complete(flow) for flow in unfold(frame)])

@@ -186,7 +186,7 @@ def test_flows_that_came_folded_are_on_record_as_if_they_had_come_one_by_one(tak
             ring,
             lambda address, macs=macs: Identity(macs.get(address, b"")),  # type: ignore[misc]
             macs.__setitem__,
-            session_of=lambda address, mac, at_ms, is_own=False: first if at_ms < 25 else second,
+            session_of=lambda address, mac, at_ms, is_own=False: f"{first if at_ms < 25 else second}{is_own}",
             takes_all=lambda: takes_all,
             visibility=meter,
         )
