@@ -147,3 +147,4 @@ def test_the_router_comes_back_by_itself(maker: Maker, golden: Golden, how: str)
         assert maker.network.resolve("www.casino.example") != "198.51.100.20"
         status, ring = router.try_run("gatehouse query --kind maintenance --format jsonl")
         assert status == 0, ring
+        assert router.complaints() == "", "the kernel of the boot after the cut"
