@@ -53,13 +53,17 @@ class Network:
     def run(self, name: str, *words: str, timeout_s: float = 20) -> subprocess.CompletedProcess[str]:
         """A command on the client (`lan`) or in the internet (`wan`)."""
         command = ["ip", "netns", "exec", self.of(name), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=LAB.parents[1])
+
+    def log(self, program: str) -> str:
+        """What a server has said so far."""
+        return (self.directory / f"{program}.log").read_text()
 
     def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         """A server or a load, until `close`."""
         with (self.directory / f"{Path(words[0]).name}.log").open("ab") as log:
             command = ["ip", "netns", "exec", self.of(name), *words]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=LAB.parents[1])
         self._processes.append(process)
         return process
 
