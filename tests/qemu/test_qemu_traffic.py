@@ -131,7 +131,7 @@ def test_memory(router: Router) -> None:
     router.network.visit("tls", "www.example.org")
     said = router.run(
         "for place in /tmp/run/procd/gatehouse.*; do"
-        " echo ${place##*.} $(awk '/^Pss:/ {print $2}' /proc/$(cat $place/pid)/smaps_rollup); done"
+        " echo ${place##*.} $(awk '/^Pss(_Anon|_File)?:/ {print $2}' /proc/$(cat $place/pid)/smaps_rollup); done"
     )
     print(said, router.run("free | head -2"))
     pss_kb = [int(line.split()[1]) for line in said.splitlines()]
