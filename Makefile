@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 ARGS ?=
 BENCHES := $(patsubst tests/bench/%.py,%,$(filter-out tests/bench/table.py,$(wildcard tests/bench/[a-z]*.py)))
 
-.PHONY: help run stop test check bench package qemu install install-bench shell-client clean $(addprefix bench-,$(BENCHES))
+.PHONY: help run stop test check bench package qemu qemu-core install install-bench shell-client clean $(addprefix bench-,$(BENCHES))
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ package: install ## OpenWrt packages without an SDK, in build/package (ARGS="--k
 
 qemu: build/installed-qemu package ## the built package in an emulated router, with power cuts (ARGS="-k traffic --cuts 5")
 	$(PY) -m pytest tests/qemu -s --timeout 900 $(ARGS)
+
+qemu-core: build/installed-qemu package ## the same without what takes long: sixty days, flash, arm64, fifty cuts
+	$(PY) -m pytest tests/qemu -s -m "not slow" --cuts 5 $(ARGS)
 
 build/installed-qemu: build/installed tests/qemu/apt.txt
 	@PYTHON="$(PYTHON)" tests/install.sh tests/qemu/apt.txt

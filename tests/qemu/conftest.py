@@ -19,6 +19,7 @@ from tests.qemu import stick as sticks
 from tests.qemu.machine import Machine
 from tests.qemu.network import Network
 
+COMPLAINTS = "^<[0-3]>|BUG:|WARNING:|Oops|I/O error|EXT4-fs error|Out of memory|blocked for more than"
 READY = 'gatehouse status --format json | grep -q \'"state": "protecting"\''
 
 
@@ -67,6 +68,10 @@ class Router:
 
     def wait_until_protecting(self, timeout_s: float = 90) -> None:
         self.wait_for(READY, timeout_s)
+
+    def complaints(self) -> str:
+        """What the kernel logged that it should not have."""
+        return str(self.run(f"dmesg -r | grep -E '{COMPLAINTS}' || true"))
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +165,7 @@ def router(maker: Maker, golden: Golden) -> Iterator[Router]:
         found = Router(machine, maker.network)
         found.wait_until_protecting()
         yield found
-        complaints = machine.run(r"dmesg -r | grep -E '^<[0-3]>|BUG:|WARNING:|Oops|I/O error|EXT4-fs error' || true")
+        complaints = found.complaints()
         assert not complaints, complaints
     finally:
         machine.kill()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 LAB = Path(__file__).parents[1] / "lab"
 ROUTER, CLIENT, SITE, SERVER = "192.168.1.1", "192.168.1.2", "198.51.100.20", "198.51.100.1"
+NEIGHBOURS = {"lan": "02:00:00:00:02:00", "wan": "02:00:00:00:02:01"}
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x2, 0x1000, 0x4000
@@ -53,13 +54,17 @@ class Network:
     def run(self, name: str, *words: str, timeout_s: float = 20) -> subprocess.CompletedProcess[str]:
         """A command on the client (`lan`) or in the internet (`wan`)."""
         command = ["ip", "netns", "exec", self.of(name), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, cwd=LAB.parents[1])
+
+    def log(self, program: str) -> str:
+        """What a server has said so far."""
+        return (self.directory / f"{program}.log").read_text()
 
     def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         """A server or a load, until `close`."""
         with (self.directory / f"{Path(words[0]).name}.log").open("ab") as log:
             command = ["ip", "netns", "exec", self.of(name), *words]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=LAB.parents[1])
         self._processes.append(process)
         return process
 
@@ -111,6 +116,8 @@ class Network:
             _libc.setns(before, CLONE_NEWNET)
             os.close(before)
             os.close(inside)
+        # Always the same: the frozen router remembers its neighbours, and would talk to those of another day.
+        _sh(f"ip -n {self.of(name)} link set tap0 address {NEIGHBOURS[name]}")
         _sh(f"ip -n {self.of(name)} addr add {address} dev tap0")
         _sh(f"ip -n {self.of(name)} link set tap0 up")
         return descriptor

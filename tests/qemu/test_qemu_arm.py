@@ -3,11 +3,14 @@
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.qemu import image as images
 from tests.qemu.conftest import Maker, Router
 from tests.qemu.test_qemu_package import install
 
 
+@pytest.mark.slow
 def test_arm64(maker: Maker, work: Path) -> None:
     image = images.build("arm64")
     overlay = images.make_overlay(work / "arm64.ext4")

@@ -18,6 +18,7 @@ UBIFS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [JFFS2, UBIFS], ids=["jffs2", "ubifs"])
 def test_the_ring_works_on_flash(router: Router, make: str) -> None:
     router.run(make, 60)
@@ -40,6 +41,8 @@ def test_the_ring_works_on_flash(router: Router, make: str) -> None:
     router.run("umount /mnt/ring")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_sixty_days_on_a_small_disk(router: Router) -> None:
     """A clock that leaps from day to day; each day's names are found afterwards, and the disk has room."""
     first = int(router.run("date +%s"))

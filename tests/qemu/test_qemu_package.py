@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.qemu import image as images
 from tests.qemu.conftest import READY, Maker, Router
 from tests.qemu.machine import Machine
@@ -40,6 +42,7 @@ def test_it_leaves_nothing_behind(router: Router) -> None:
     assert router.rows("--domain casino.example"), "records belong to the venue, not to the package"
 
 
+@pytest.mark.slow
 def test_an_upgrade_keeps_records_and_settings(maker: Maker) -> None:
     """From the version before, with a configuration that carried no version yet."""
     overlay = images.make_overlay(maker.work / "upgrade.ext4")

@@ -71,8 +71,9 @@ def cut(maker: Maker, golden: Golden, overlay: Path, dice: random.Random, how: s
         machine.run(before)
         with flood(maker):
             machine.console.send("python3 /tmp/stick/witness.py\n")
-            machine.console.expect(rb"on-flash [1-9]\d* n\d+")
-            said = listen(machine, dice.uniform(0.2, 2.0))
+            machine.console.expect(rb"(?=on-flash [1-9]\d* n\d+\S*\r?\n)")
+            disk.light_fuse(dice.randint(1, 40))
+            said = listen(machine, 10, disk)
             unwritten = disk.cut(how, dice)
         machine.kill()
         return Cut(*said, *look(overlay), unwritten)
@@ -81,11 +82,11 @@ def cut(maker: Maker, golden: Golden, overlay: Path, dice: random.Random, how: s
         disk.close()
 
 
-def listen(machine: Machine, seconds: float) -> tuple[int, str]:
-    """What the witness said last within this time."""
+def listen(machine: Machine, seconds: float, disk: VolatileDisk | None = None) -> tuple[int, str]:
+    """What the witness said last within this time, or before the disk was cut."""
     deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        machine.console.read(left)
+    while (left := deadline - time.monotonic()) > 0 and not (disk and disk.blown.is_set()):
+        machine.console.read(min(left, 0.1))
     found = re.findall(rb"on-flash (\d+) (\S+)\r?\n", machine.console.said)
     if not found:
         return listen(machine, 1.0)
@@ -101,18 +102,20 @@ def look(overlay: Path) -> tuple[list[str], str]:
     return found["names"], found["trouble"]
 
 
+@pytest.mark.timeout(1200)
 def test_nothing_is_lost_at_a_power_cut(maker: Maker, golden: Golden, cuts: int) -> None:
     """Every cut at another instant; half of them lose the cache, half of them tear it."""
-    dice, overlay, wrong, told, unwritten = random.Random(SEED), maker.work / "cut.ext4", [], 0, 0
+    dice, overlay, wrong, told, unwritten, hits = random.Random(SEED), maker.work / "cut.ext4", [], 0, 0, 0
     for number in range(cuts):
         found = cut(maker, golden, overlay, dice, ("drop", "tear")[number % 2])
         told += found.told
         unwritten += found.unwritten
+        hits += bool(found.unwritten)
         if found.wrong:
             wrong.append((number, found.wrong))
     assert not wrong, wrong
-    assert unwritten, "no cut found anything in the cache: then nothing was tried"
-    print(f"{cuts} cuts, {told} records told of, {unwritten} writes thrown away or torn")
+    assert hits > cuts / 2, f"{hits} of {cuts} cuts found something in the cache: then too little was tried"
+    print(f"{cuts} cuts, {hits} amid writing; {told} records told of, {unwritten} writes thrown away or torn")
 
 
 def test_the_harness_sees_a_loss(maker: Maker, golden: Golden) -> None:
@@ -147,3 +150,4 @@ def test_the_router_comes_back_by_itself(maker: Maker, golden: Golden, how: str)
         assert maker.network.resolve("www.casino.example") != "198.51.100.20"
         status, ring = router.try_run("gatehouse query --kind maintenance --format jsonl")
         assert status == 0, ring
+        assert router.complaints() == "", "the kernel of the boot after the cut"

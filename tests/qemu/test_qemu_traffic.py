@@ -1,9 +1,12 @@
 """A client surfs through the emulated router: what is seen, what is stopped, in a kernel with the real nft rules."""
 
+import json
+import sys
 import time
+from pathlib import Path
 
 from tests.qemu.conftest import Golden, Router
-from tests.qemu.network import SITE
+from tests.qemu.network import SERVER, SITE
 
 
 def test_the_package_came_from_the_feed_and_protects(golden: Golden, router: Router) -> None:
@@ -102,13 +105,23 @@ def test_our_flowtable_takes_flows_after_their_verdict(router: Router) -> None:
     assert router.rows("--kind flow", "--domain www.example.org"), "and an offloaded one was recorded"
 
 
-def test_records_reach_the_centre(router: Router) -> None:
-    router.network.resolve("www.casino.example")
-    deadline = time.monotonic() + 30
-    log = router.network.directory / "mosquitto.log"
-    while "PUBLISH" not in log.read_text():
-        assert time.monotonic() < deadline, log.read_text()[-2000:]
-        time.sleep(0.2)
+def test_records_reach_the_centre(router: Router, tmp_path: Path) -> None:
+    """A broker and a receiver beyond the WAN: what was stopped here is on record there, and acknowledged."""
+    receiver = [sys.executable, "-m", "agent.receiver"]
+    network = router.network
+    network.start("wan", *receiver, "run", "--plain", "--broker", f"{SERVER}#1883", "--data", str(tmp_path))
+    network.resolve("www.casino.example")
+    network.visit("tls", "www.casino.example")
+    deadline = time.monotonic() + 60
+    wanted = {("dns", "block"), ("flow", "block")}
+    found: set[tuple[str, str]] = set()
+    while found != wanted and time.monotonic() < deadline:
+        time.sleep(1)
+        words = [*receiver, "query", "--domain", "casino.example", "--data", str(tmp_path)]
+        said = network.run("wan", *words).stdout
+        rows = [json.loads(line) for line in said.splitlines()]
+        found = {(row["kind"], row["verdict"]) for row in rows}
+    assert found == wanted, network.log("mosquitto")[-2000:]
 
 
 def test_memory(router: Router) -> None:
@@ -118,7 +131,7 @@ def test_memory(router: Router) -> None:
     router.network.visit("tls", "www.example.org")
     said = router.run(
         "for place in /tmp/run/procd/gatehouse.*; do"
-        " echo ${place##*.} $(awk '/^Pss:/ {print $2}' /proc/$(cat $place/pid)/smaps_rollup); done"
+        " echo ${place##*.} $(awk '/^Pss(_Anon|_File)?:/ {print $2}' /proc/$(cat $place/pid)/smaps_rollup); done"
     )
     print(said, router.run("free | head -2"))
     pss_kb = [int(line.split()[1]) for line in said.splitlines()]

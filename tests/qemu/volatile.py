@@ -39,6 +39,9 @@ class VolatileDisk(threading.Thread):
         self._cache: list[tuple[int, bytes]] = []
         self._lock = threading.Lock()
         self._is_cut = False
+        self._fuse = 0
+        self.blown = threading.Event()
+        """Set when the fuse has burnt down."""
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen(1)
@@ -53,6 +56,11 @@ class VolatileDisk(threading.Thread):
                     pass
         except (EOFError, OSError):  # the machine was killed, or we were cut
             pass
+
+    def light_fuse(self, writes: int) -> None:
+        """The power goes at the so-manieth write from now, with that write in the cache; `cut` settles the rest."""
+        with self._lock:
+            self._fuse = writes
 
     def cut(self, how: str, dice: random.Random) -> int:
         """The power goes. Returns how many writes were in the cache."""
@@ -130,6 +138,11 @@ class VolatileDisk(threading.Thread):
                     os.pwrite(self._medium, data, offset)
                 else:
                     self._cache.append((offset, data))
+                self._fuse -= 1
+                if self._fuse == 0:
+                    self._is_cut = True
+                    self.blown.set()
+                    return False
             elif command == FLUSH:
                 self.flushes += 1
                 self._write_back()
