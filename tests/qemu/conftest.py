@@ -63,7 +63,8 @@ class Router:
         return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.try_run("gatehouse status --format json")[1])
+        said = self.try_run("gatehouse status --format json")[1]
+        found: dict[str, Any] = json.JSONDecoder().raw_decode(said, said.index("{"))[0]  # what is wrong follows it
         return found
 
     def wait_until_protecting(self, timeout_s: float = 90) -> None:
