@@ -409,12 +409,24 @@ def test_a_clock_that_steps(tmp_path: Path) -> None:
     def falsify(directory: Path) -> None:
         (directory / "faketime").write_text("+0")
 
-    # A venue of its own: libfaketime is good for a clock that steps, and not for starting and stopping processes.
-    with Lab.running(tmp_path, flush="1s", prepare=falsify) as lab:
+    def start() -> Lab:
+        # A venue of its own: libfaketime is good for a clock that steps, and not for starting and stopping processes,
+        # of which one in some dozens hangs in its lock.
+        for attempt in ("first", "second"):
+            try:
+                return Lab.start(tmp_path / attempt, flush="1s", prepare=falsify)
+            except RuntimeError as error:
+                print(error)
+        return Lab.start(tmp_path / "last", flush="1s", prepare=falsify)
+
+    lab = start()
+    try:
         (lab.directory / "faketime").write_text("-1800")
         assert "-1800" in str(wait_for_action(lab, "clock")[-1]["result"])
         (lab.directory / "faketime").write_text("+0")
         assert "+1800" in str(wait_for_action(lab, "clock", 2)[-1]["result"])
+    finally:
+        lab.stop()
 
 
 def test_a_storage_that_takes_nothing_and_then_does(lab: Lab) -> None:
