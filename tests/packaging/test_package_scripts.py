@@ -6,6 +6,7 @@ import re
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,22 @@ def test_fw4s_include_has_the_agent_look_and_never_fails_the_firewall(router: Ro
     assert router.sh(script, RUNS="0").returncode == 0
     assert (router.root / "called").read_text().split() == ["running", "running", "look"]
     assert "queue" not in "".join(path.read_text() for path in FILES.rglob("*.nft"))
+
+
+def test_a_router_that_is_not_switched_on_says_so_by_its_led(router: Router) -> None:
+    said = router.root / "said"
+    router.tool("gatehouse", f'echo "$@" >>{said}')
+    assert not [line for line in router.told() if "instance" in line]
+    for _ in range(100):
+        if said.exists() and said.read_text():
+            break
+        time.sleep(0.02)
+    assert said.read_text() == "led\n"
+    router.set("gatehouse.main.enabled=1")
+    said.unlink()
+    assert [line for line in router.told() if "instance" in line]
+    time.sleep(0.2)
+    assert not said.exists()
 
 
 def test_sysupgrade_keeps_the_ring_if_it_fits_and_says_so_if_not(router: Router) -> None:
