@@ -261,6 +261,7 @@ def venue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Venue]:
 
 def test_an_answer_that_the_router_has_not_signed_is_none(venue: Venue) -> None:
     """A broker can make up answers; whoever knows the router's key takes none of those."""
+    wait_until(lambda: "ring" in venue.device.status(), 20)  # the test before may have started its agent anew
     key = bytes.fromhex(str(venue.device.status()["ring"]["public_key"]))  # type: ignore[index]
     operator = venue.operator
     for number, (keys, is_believed) in enumerate((({key[:8]: key}, True), ({key[:8]: bytes(32)}, False), ({}, False))):
