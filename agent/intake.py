@@ -394,36 +394,15 @@ class Intake:
             pass
 
 
-class _Unfolded(Sequence[Event]):
-    """The look-ups of a frame one by one, made only if somebody wants to see them: most of the time nobody does."""
+class _MadeLate(Sequence[Event]):
+    """Events of a frame one by one, made only if somebody wants to see them: most of the time nobody does."""
 
-    def __init__(self, frame: Folded, whos: Sequence[Who]) -> None:
-        self._frame = frame
-        self._whos = whos
+    def __init__(self, which: Sequence[int]) -> None:
+        """`which`: of each event its template."""
+        self._which = which
 
-    def __len__(self) -> int:
-        return len(self._frame.which)
-
-    @overload
-    def __getitem__(self, at: int) -> Event: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Event]: ...
-    def __getitem__(self, at: int | slice) -> Event | Sequence[Event]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        frame = self._frame
-        client, mac, session = self._whos[frame.who[at]]
-        template = frame.templates[frame.which[at]]
-        return template._replace(at_ms=frame.at_ms[at], client=client, mac=mac, session=session)
-
-
-class _UnfoldedFlows(Sequence[Event]):
-    """The same for flows."""
-
-    def __init__(
-        self, settled: Sequence[Flow], which: Sequence[int], at_ms: Sequence[int], ports: Sequence[int]
-    ) -> None:
-        self._settled, self._which, self._at_ms, self._ports = settled, which, at_ms, ports
+    def _made(self, at: int) -> Event:
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self._which)
@@ -434,7 +413,35 @@ class _UnfoldedFlows(Sequence[Event]):
     def __getitem__(self, at: slice) -> Sequence[Event]: ...
     def __getitem__(self, at: int | slice) -> Event | Sequence[Event]:
         if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
+            return [self._made(i) for i in range(*at.indices(len(self)))]
+        return self._made(at)
+
+
+class _Unfolded(_MadeLate):
+    """Look-ups."""
+
+    def __init__(self, frame: Folded, whos: Sequence[Who]) -> None:
+        super().__init__(frame.which)
+        self._frame = frame
+        self._whos = whos
+
+    def _made(self, at: int) -> Event:
+        frame = self._frame
+        client, mac, session = self._whos[frame.who[at]]
+        template = frame.templates[frame.which[at]]
+        return template._replace(at_ms=frame.at_ms[at], client=client, mac=mac, session=session)
+
+
+class _UnfoldedFlows(_MadeLate):
+    """Flows."""
+
+    def __init__(
+        self, settled: Sequence[Flow], which: Sequence[int], at_ms: Sequence[int], ports: Sequence[int]
+    ) -> None:
+        super().__init__(which)
+        self._settled, self._at_ms, self._ports = settled, at_ms, ports
+
+    def _made(self, at: int) -> Event:
         return self._settled[self._which[at]]._replace(at_ms=self._at_ms[at], sport=self._ports[at])
 
 

@@ -7,10 +7,10 @@ which is the blocked segment's own), RFC 1071 (checksum), raw(7).
 
 from __future__ import annotations
 
-from struct import Struct
+from struct import Struct, unpack
 from typing import Final
 
-from nfq.packet import ACK, FIN, PSH, RST, Packet
+from nfq.packet import ACK, FIN, PSH, RST, TCP, Packet
 
 _TCP: Final = Struct("!HHIIBBHHH")
 _IPV4: Final = Struct("!BBHHHBBH4s4s")
@@ -34,23 +34,26 @@ def answer_segment(packet: Packet, answer: bytes) -> bytes:
 
 
 def _whole(src: bytes, dst: bytes, tcp: bytes) -> bytes:
-    pseudo = src + dst
-    if len(src) == 4:
-        pseudo += bytes((0, 6)) + len(tcp).to_bytes(2, "big")
-    else:
-        pseudo += len(tcp).to_bytes(4, "big") + bytes((0, 0, 0, 6))
-    tcp = tcp[:16] + _checksum(pseudo + tcp).to_bytes(2, "big") + tcp[18:]
+    summed = checksum(pseudo_header(src, dst, TCP, len(tcp)) + tcp)
+    tcp = tcp[:16] + summed.to_bytes(2, "big") + tcp[18:]
     if len(src) == 4:
         # The kernel fills in the header checksum and the id of a raw IPv4 packet (raw(7)).
         return _IPV4.pack(0x45, 0, 20 + len(tcp), 0, 0x4000, 64, 6, 0, src, dst) + tcp
     return bytes((0x60, 0, 0, 0)) + len(tcp).to_bytes(2, "big") + bytes((6, 64)) + src + dst + tcp
 
 
-def _checksum(data: bytes) -> int:
+def pseudo_header(src: bytes, dst: bytes, protocol: int, size: int) -> bytes:
+    """What a checksum of `size` octets of TCP, UDP or ICMPv6 begins with (RFC 9293 3.1, RFC 8200 8.1)."""
+    if len(src) == 4:
+        return src + dst + bytes((0, protocol)) + size.to_bytes(2, "big")
+    return src + dst + size.to_bytes(4, "big") + bytes((0, 0, 0, protocol))
+
+
+def checksum(data: bytes) -> int:
     """RFC 1071."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
+    total: int = sum(unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

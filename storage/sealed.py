@@ -370,7 +370,7 @@ class _Reader:
         unit_ms, offset = self._quantum_ms, offsets[epoch]
         time = _Running(block.steps, begin)
         events = _Running(block.folds, begin, self._events_of)
-        flows = events.weighed(self._flows_of)
+        flows = _Running(block.folds, begin, self._flows_of)
         further = _Running(block.further, begin) if block.further.octets else None
         base = sealed.table("bases")[epoch]
         since, until = self._wanted.since_ms - offset, self._wanted.until_ms - offset
@@ -540,7 +540,7 @@ _WITHOUT_ESCAPE: Final = bytes((*range(ESCAPE), 0))
 class _Running:
     """The sum of a column from one place on, up to places further and further on; in steps that C does."""
 
-    __slots__ = ("_at", "_extra", "_long", "_octets", "_table", "_total", "_weights")
+    __slots__ = ("_at", "_column", "_extra", "_long", "_octets", "_table", "_total", "_weights")
 
     def __init__(self, column: Small, begin: int, weights: Weights | None = None) -> None:
         """`weights`: what each number stands for; None: itself."""
@@ -548,13 +548,6 @@ class _Running:
         self._extra = column.octets.count(ESCAPE, 0, begin) if column.long else 0
         self._weights = weights.all if weights is not None else None
         self._table = weights.table if weights is not None else _WITHOUT_ESCAPE if column.long else None
-
-    def weighed(self, weights: Weights) -> _Running:
-        """The same place of the same column by other weights."""
-        other = _Running.__new__(_Running)
-        other._octets, other._long, other._at, other._total = self._octets, self._long, self._at, 0
-        other._extra, other._weights, other._table = self._extra, weights.all, weights.table
-        return other
 
     def upto(self, end: int) -> int:
         """The sum of what is before `end`."""

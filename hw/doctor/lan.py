@@ -23,8 +23,9 @@ from typing import Final, NamedTuple
 from hw.doctor import wires
 from hw.doctor.finding import Finding, absent
 from hw.doctor.netlink import Netlink
-from hw.doctor.wires import ACK, PSH, RST, SYN, TCP, UDP, Answer
+from hw.doctor.wires import Answer
 from nfq.aes import find_aes
+from nfq.packet import ACK, PSH, RST, SYN, TCP, UDP
 from policy import canary
 
 PORT, CLIENT, OUTSIDE, BEYOND = "gh-test0", "gh-test1", "gh-out0", "gh-out1"

@@ -10,10 +10,11 @@ import struct
 from typing import Final, NamedTuple
 
 from nfq.aes import TAG, Aes
+from nfq.packet import ACK, TCP, UDP
 from nfq.quic import derive_keys
+from nfq.reset import checksum, pseudo_header
 
-TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
-FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+ICMP, ICMP6 = 1, 58
 _IPV4: Final = struct.Struct("!BBHHHBBH4s4s")
 _IPV6: Final = struct.Struct("!IHBB16s16s")
 _TCP: Final = struct.Struct("!HHIIBBHHH")
@@ -34,16 +35,6 @@ class Answer(NamedTuple):
     """ICMP said that the port (or host) cannot be reached."""
 
 
-def checksum(data: bytes) -> int:
-    """RFC 1071."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
 def ip_packet(src: bytes, dst: bytes, protocol: int, payload: bytes) -> bytes:
     """A whole packet; `payload` begins with its transport header, whose checksum is already right."""
     if len(src) == 4:
@@ -53,17 +44,11 @@ def ip_packet(src: bytes, dst: bytes, protocol: int, payload: bytes) -> bytes:
     return _IPV6.pack(6 << 28, len(payload), protocol, 64, src, dst) + payload
 
 
-def _pseudo(src: bytes, dst: bytes, protocol: int, size: int) -> bytes:
-    if len(src) == 4:
-        return src + dst + struct.pack("!BBH", 0, protocol, size)
-    return src + dst + struct.pack("!IHBB", size, 0, 0, protocol)
-
-
 def udp(src: bytes, dst: bytes, sport: int, dport: int, payload: bytes) -> bytes:
     """An IP packet with one datagram."""
     size = 8 + len(payload)
     plain = _UDP.pack(sport, dport, size, 0) + payload
-    total = checksum(_pseudo(src, dst, UDP, size) + plain) or 0xFFFF
+    total = checksum(pseudo_header(src, dst, UDP, size) + plain) or 0xFFFF
     return ip_packet(src, dst, UDP, _UDP.pack(sport, dport, size, total) + payload)
 
 
@@ -71,7 +56,7 @@ def tcp(src: bytes, dst: bytes, sport: int, dport: int, flags: int, seq: int, pa
     """An IP packet with one segment."""
     values = [sport, dport, seq, 1 if flags & ACK else 0, 5 << 4, flags, 0xFFFF, 0, 0]
     plain = _TCP.pack(*values) + payload
-    values[7] = checksum(_pseudo(src, dst, TCP, len(plain)) + plain)
+    values[7] = checksum(pseudo_header(src, dst, TCP, len(plain)) + plain)
     return ip_packet(src, dst, TCP, _TCP.pack(*values) + payload)
 
 

@@ -18,6 +18,7 @@ from hw.doctor.finding import from_row
 from hw.led import State, find_led
 from hw.thermal import read_zones
 from hw.wear import read_mmc, read_ubi
+from nfq.packet import RST
 from policy import canary
 from policy.errors import ConfigError
 from tests.hw.test_hw_doctor import certificate
@@ -32,7 +33,7 @@ def specimens() -> list[bytes]:
         sent = wires.udp(me, server, 1234, 443, b"x" * 40)
         icmp = bytes((3 if len(me) == 4 else 1, 3)) + bytes(6) + sent
         packets = (
-            wires.tcp(server, me, 443, 1234, wires.RST, 1, b"y"),
+            wires.tcp(server, me, 443, 1234, RST, 1, b"y"),
             wires.udp(server, me, 53, 1234, wires.dns_question(canary.NAME, 7)),
             wires.ip_packet(server, me, wires.ICMP if len(me) == 4 else wires.ICMP6, icmp),
             sent,

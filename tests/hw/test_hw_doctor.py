@@ -29,7 +29,7 @@ from nfq.admission import ADMIT, REFUSE, Admission
 from nfq.aes import find_aes
 from nfq.hook import Hook, Mark, Now
 from nfq.kernel import count_iptables, count_nft
-from nfq.packet import parse
+from nfq.packet import ACK, RST, UDP, parse
 from nfq.quic import Budget, Initials
 from nfq.tls import Hello
 from policy import canary
@@ -111,7 +111,7 @@ def test_answers_of_each_kind_are_read_whole_and_cut_anywhere(version: int) -> N
     sent = wires.udp(me, server, 1234, 443, b"x")
     icmp = bytes((3 if version == 4 else 1, 3 if version == 4 else 4)) + bytes(6) + sent
     packets = {
-        "reset": wires.tcp(server, me, 443, 1234, wires.RST | wires.ACK, 9),
+        "reset": wires.tcp(server, me, 443, 1234, RST | ACK, 9),
         "answer": wires.udp(server, me, 53, 1234, b"hello"),
         "unreachable": wires.ip_packet(server, me, wires.ICMP if version == 4 else wires.ICMP6, icmp),
     }
@@ -124,10 +124,10 @@ def test_answers_of_each_kind_are_read_whole_and_cut_anywhere(version: int) -> N
         found[name] = answer
         for end in range(len(whole)):
             wires.read_answer(whole[:end], me)
-    assert found["reset"].flags & wires.RST
+    assert found["reset"].flags & RST
     assert found["answer"].payload == b"hello"
     assert found["unreachable"].is_unreachable
-    assert found["unreachable"].protocol == wires.UDP
+    assert found["unreachable"].protocol == UDP
     mine = wires.read_answer(wires.frame(bytes(6), bytes(6), sent), me, outgoing=True)
     assert mine is not None
     assert (mine.port, mine.payload) == (1234, b"x")

@@ -1,23 +1,9 @@
 #!/bin/sh
 # What /etc/rc.common, /lib/functions.sh and procd.sh give to an init script, as far as ours asks; writes down what procd
 # would be told: one line `instance NAME`, then `NAME PARAMETER WORDS`. Usage: procd.sh INIT VERB.
-# shellcheck disable=SC1090,SC3043
+# shellcheck disable=SC1090,SC1091
 
-config_load() { :; }
-config_get() {
-	local found
-	found=$(uci -q get "gatehouse.$2.$3") || found=$4
-	eval "$1=\$found"
-}
-config_get_bool() {
-	local found
-	found=$(uci -q get "gatehouse.$2.$3") || found=$4
-	case $found in
-	1 | on | true | yes | enabled) eval "$1=1" ;;
-	0 | off | false | no | disabled) eval "$1=0" ;;
-	*) eval "$1=\$4" ;;
-	esac
-}
+. "$(dirname "$0")/../qemu/router/lib/functions.sh"
 extra_command() { echo "command $1"; }
 procd_open_instance() {
 	open_instance=$1
