@@ -8,7 +8,6 @@ given only for what is on record, so that an access controller sends again what 
 
 from __future__ import annotations
 
-import hmac
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
@@ -84,6 +83,8 @@ def read_request(data: bytes, secret: bytes, peer: str) -> Accounting:
     if not _HEAD.size <= length <= min(len(data), MAX_PACKET):
         raise RadiusError(f"radius: says {length} octets, has {len(data)}")
     data = data[:length]  # RFC 2866 3: what is behind is padding
+    import hmac  # and with it OpenSSL's library: only where RADIUS is asked for
+
     if not hmac.compare_digest(md5(data[:4] + bytes(16) + data[20:] + secret).digest(), authenticator):
         raise RadiusError("radius: the authenticator does not hold: another secret, or not from this sender")
     found: dict[int, bytes] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
@@ -12,6 +11,7 @@ from hw.orders import Orders
 from hw.settings import find_setting, is_secret
 from hw.words import WORDS, find_word, help_lines, say
 from policy.errors import ConfigError, GatehouseError
+from policy.near import nearest
 
 MAX_PASTE: Final = 32 << 10
 """Characters of a certificate that is pasted."""
@@ -65,8 +65,8 @@ def run(orders: Orders, words: Sequence[str], language: str, actor: str) -> Answ
     word = find_word(words[0])
     if word is None:
         names = [name for each in WORDS for name in (each.name, each.chinese)]
-        near = difflib.get_close_matches(words[0], names, 1)
-        return Answer((say(language, "near", words[0], near[0]) if near else say(language, "unknown", words[0]),))
+        near = nearest(words[0], names)
+        return Answer((say(language, "near", words[0], near) if near else say(language, "unknown", words[0]),))
     rest = list(words[1:])
     match word.name:
         case "help":

@@ -8,13 +8,13 @@ or a section that nobody reads is an error: a typing mistake must not quietly sw
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from policy.errors import ConfigError
+from policy.near import nearest
 from policy.people import SECTIONS as PEOPLE_SECTIONS
 from policy.people import NoticeConfig, RadiusClient, Role, Room, SessionConfig, VenueConfig, check_codes, read_people
 from policy.uci import Section, parse
@@ -123,8 +123,8 @@ class Options:
     def finish(self) -> None:
         """Every option of the section has been read; what is left is a mistake."""
         for option in self._left:
-            near = difflib.get_close_matches(option, self._known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(self._known))}"
+            near = nearest(option, self._known)
+            hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(sorted(self._known))}"
             raise ConfigError(f"{self.place(option)}: unknown option{hint}")
 
     def _scaled(self, option: str, default: str, units: dict[str, int], form: str, low: int, high: int) -> int:
@@ -362,8 +362,8 @@ def load(text: str, place: str = "gatehouse") -> Config:
             many.append(section)
         elif section.type not in _SINGLE:
             known = sorted(POLICY_SECTIONS | PEOPLE_SECTIONS | _SINGLE)
-            near = difflib.get_close_matches(section.type, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            near = nearest(section.type, known)
+            hint = f"; did you mean {near!r}?" if near else f"; known: {', '.join(known)}"
             raise ConfigError(f"{place}:{section.line}: unknown section type {section.type!r}{hint}")
         elif section.type in single:
             raise ConfigError(

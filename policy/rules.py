@@ -8,7 +8,6 @@ the mend; a typing mistake must not quietly open or close a venue. (Categories a
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from policy.config import Options
 from policy.errors import ConfigError, ListError
 from policy.image import Scope
 from policy.names import parse_name
+from policy.near import nearest
 from policy.safesearch import PROVIDERS
 from policy.schedule import DAYS, Calendar, Schedule, Window
 from policy.syntax import Format, parse_network
@@ -215,8 +215,8 @@ def parse_match(text: str, place: str) -> Match:
     kinds = {what.value: what for what in What}
     what = kinds.get(head)
     if what is None or (bool(colon) != (what is not What.ALL)) or (colon and not value):
-        near = difflib.get_close_matches(head, kinds, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(head, kinds)
+        hint = f"; did you mean {near!r}?" if near else ""
         raise ConfigError(
             f"{place}: expected all, category:NAME, list:NAME, domain:NAME, exact:NAME, url:HOST/PATH or "
             f"ip:ADDRESS, got {text!r}{hint}"
@@ -551,6 +551,6 @@ def _plain(text: str, options: Options, option: str) -> str:
 
 def _unknown(what: str, word: str, known: Iterable[str]) -> str:
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(names) or 'none'}"
+    near = nearest(word, names)
+    hint = f"did you mean {near!r}?" if near else f"there is {', '.join(names) or 'none'}"
     return f"no {what} is called {word!r}; {hint}"

@@ -6,10 +6,10 @@ with the last link of the one before it.
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from struct import Struct
 from typing import Final
 
+from policy.digest import blake2b
 from storage.clock import Sample
 
 SIZE: Final = 16

@@ -12,11 +12,11 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from policy.digest import blake2b
 from policy.errors import ConfigError, CorruptError, StorageError
 from policy.event import TAG_OF, TAGS, Event
 from policy.signature import public_key, sign, verify

@@ -6,7 +6,6 @@ Rule: any octets are read or raise CorruptError; whatever is written here can be
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
@@ -15,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
+from policy.digest import blake2b
 from policy.errors import CorruptError
 from storage.column import Form, expand, join, pack_numbers, split, squeeze, unpack_numbers
 
@@ -320,7 +320,7 @@ def registrable(key: str) -> str:
 
 def hash_of(place: int, kind: str, first: int, last: int, data: bytes) -> bytes:
     """Of one part with its place."""
-    digest = hashlib.blake2b(msgpack.packb((place, kind, first, last)), digest_size=HASH_SIZE)
+    digest = blake2b(msgpack.packb((place, kind, first, last)), digest_size=HASH_SIZE)
     digest.update(data)
     return digest.digest()
 
@@ -331,4 +331,4 @@ SIGNED: Final = ("format", "level", "segment", "first_seq", "next_seq", "before"
 
 def root_of(meta: Mapping[str, object]) -> bytes:
     """Of a whole sealed segment: what is signed, and anchored upstream."""
-    return hashlib.blake2b(msgpack.packb([meta.get(name) for name in SIGNED]), digest_size=32).digest()
+    return blake2b(msgpack.packb([meta.get(name) for name in SIGNED]), digest_size=32).digest()

@@ -7,7 +7,6 @@ Rule: what is refused is on record too; and the log cannot be flooded by whoever
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from agent.uplink.wire import MAX_DATA, Topics, pack_map
 from hw.thermal import read_temperatures
 from policy.bundle import read_public_key
 from policy.config import Config, load
+from policy.digest import blake2b
 from policy.errors import BundleError, GatehouseError, MessageError, StorageError
 from policy.signature import verify
 from policy.uci import Section, parse, render
@@ -386,7 +386,7 @@ def _clear(directory: str) -> None:
 
 
 def _fingerprint(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _reboot() -> None:

@@ -11,12 +11,12 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import blake2b
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgpack
 
+from policy.digest import blake2b
 from policy.errors import CorruptError, FrameError, MessageError
 from policy.event import TAG_OF, Event
 from policy.frame import read_event

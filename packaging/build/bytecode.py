@@ -24,6 +24,7 @@ def main(directory: str, out: str, prefix: str) -> None:
                 os.path.join(out, below + "c"),
                 os.path.join(prefix, below),
                 doraise=True,
+                optimize=2,  # docstrings are for who reads the source; in memory each process would pay for them
                 invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
             )
 
