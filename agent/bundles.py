@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from agent.compiler import CHUNK, chunks_of, swap_in
-from agent.decider import BUNDLE_SUFFIX, map_image
+from agent.decider import BUNDLE_SUFFIX, RULES_SUFFIX, map_image
 from policy.bundle import (
     MAX_MANIFEST,
     MAX_SIGNATURE,
@@ -37,9 +37,8 @@ from policy.digest import sha256
 from policy.errors import BundleError, ConfigError, ImageError
 from policy.event import Maintenance
 from policy.rules import BundleConfig, load_policy
-from policy.uci import Section, parse
+from policy.uci import parse
 
-RULES_SUFFIX: Final = ".bundle.uci"
 STATE_SUFFIX: Final = ".bundle.json"
 MANIFEST: Final = "manifest"
 SIGNATURE: Final = "manifest.sig"
@@ -124,18 +123,6 @@ def read_running(name: str, state_dir: str) -> Running | None:
     if built > version or not sha256:
         version, sha256 = max(built, version), _sha256_of(_image_path(name, state_dir))
     return Running(version, sha256) if version else None
-
-
-def sections_of(names: Iterable[str], state_dir: str) -> list[Section]:
-    """The rules that bundles brought, to be read together with the venue's own (before `load_policy`)."""
-    found: list[Section] = []
-    for name in names:
-        try:
-            with open(os.path.join(state_dir, name + RULES_SUFFIX), encoding="utf-8") as file:
-                found += parse(file.read(), name)
-        except FileNotFoundError:
-            continue
-    return found
 
 
 def read_keys(fingerprints: Iterable[str], key_dir: str) -> dict[str, PublicKey]:

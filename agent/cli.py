@@ -245,11 +245,11 @@ def run_status(options: argparse.Namespace, config: Config) -> int:
 
 def run_explain(options: argparse.Namespace, config: Config) -> int:
     # Here, not in the agent: it reads lists from end to end, and asks the same engine over the same files.
-    from agent import policy_source
+    from agent.decider import engine_of
     from agent.explain import explain_name
 
     at_s = when.parse_when(options.at, time.time(), "--at")
-    print(explain_name(policy_source.open_engine(config), options.name, options.client, at_s).text())
+    print(explain_name(engine_of(config), options.name, options.client, at_s).text())
     return 0
 
 

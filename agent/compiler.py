@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Final
 
+from agent.decider import OLD_SUFFIX
 from policy.builder import Builder
 from policy.compile import ListReport, Report, Terms, read_list
 from policy.errors import ImageError, ListError
@@ -30,7 +31,6 @@ from policy.uci import Section
 
 CHUNK: Final = 1 << 16
 REPORT_SUFFIX: Final = ".report"
-OLD_SUFFIX: Final = ".old"
 MAX_TREE: Final = 4096
 """Entries of one directory of lists that are looked at."""
 _TREE_FILES: Final = (

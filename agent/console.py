@@ -196,19 +196,19 @@ class Router:
         return f"{outcome.record.result}, version {outcome.record.new}"
 
     def policy(self, words: Sequence[str]) -> Sequence[str]:
-        from agent import policy_source
+        from agent.decider import engine_of, sections
         from policy.rules import load_policy
 
         config = self._config()
         match words:
             case []:
-                policy = load_policy(policy_source.sections(config))
+                policy = load_policy(sections(config))
                 lists = [f"{item.name:20} {item.category}" for item in policy.lists]
                 return [f"{len(lists)} lists, {len(policy.groups)} groups", *lists]
             case ["explain", name]:
                 from agent.explain import explain_name
 
-                return explain_name(policy_source.open_engine(config), name, "", time.time()).text().splitlines()
+                return explain_name(engine_of(config), name, "", time.time()).text().splitlines()
         raise ConfigError("policy: expected nothing, or explain NAME")
 
     def reset(self) -> None:

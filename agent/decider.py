@@ -1,7 +1,8 @@
 """Opens what the compiler and the owner have left on disk as one `Engine`: image, rules, zone, overrides.
 
-    engine = open_engine(config.policy, state_dir, zone="CET-1CEST,M3.5.0,M10.5.0/3", old=engine)
+    engine = engine_of(config, before=engine)
 
+Rule: hooks have this in memory, so nothing of how images and bundles are made is imported here.
 Rule: a damaged or missing image never leaves a venue without rules: the one before it is taken, then none; `notes` says
 so, for the maintenance log.
 """
@@ -13,17 +14,43 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
-from agent.compiler import OLD_SUFFIX
 from policy import override
+from policy.config import Config
 from policy.engine import Engine
 from policy.errors import ConfigError, ImageError
 from policy.image import Image
 from policy.rules import load_policy
-from policy.uci import Section
+from policy.uci import Section, parse
 from policy.zone import UTC, Zone, footer, parse_zone
 
 OVERRIDES_FILE: Final = "overrides.json"
 BUNDLE_SUFFIX: Final = ".bundle.gp"
+RULES_SUFFIX: Final = ".bundle.uci"
+OLD_SUFFIX: Final = ".old"
+"""Of the image before the one in force."""
+
+
+def engine_of(config: Config, before: Engine | None = None) -> Engine:
+    """The engine over what is on disk now, `before` being the one that it replaces. Raises: ConfigError."""
+    return open_engine(sections(config), config.main.state_dir, zone=config.main.timezone, old=before)
+
+
+def sections(config: Config) -> tuple[Section, ...]:
+    """The venue's own sections and those that its bundles brought."""
+    names = [section.name for section in config.policy if section.type == "bundle"]
+    return (*sections_of(names, config.main.state_dir), *config.policy)
+
+
+def sections_of(names: Iterable[str], state_dir: str) -> list[Section]:
+    """The rules that bundles brought, to be read together with the venue's own (before `load_policy`)."""
+    found: list[Section] = []
+    for name in names:
+        try:
+            with open(os.path.join(state_dir, name + RULES_SUFFIX), encoding="utf-8") as file:
+                found += parse(file.read(), name)
+        except FileNotFoundError:
+            continue
+    return found
 
 
 def open_engine(

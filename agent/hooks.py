@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from agent import policy_source, privileges, shared
+from agent import privileges, shared
 from agent.__main__ import read_config
 from agent.clock import SystemClock
+from agent.decider import engine_of
 from agent.link import Link
 from policy.config import Config
 from policy.engine import Engine
@@ -25,7 +26,7 @@ def run(role: str, config: Config, path: str, worker: int) -> int:
     link = Link(event_path(config), role, worker, sieve=_sieve(config))
 
     # Read with root's eyes, for the agent may not have handed over anything yet.
-    engine: Engine = policy_source.open_engine(config)
+    engine: Engine = engine_of(config)
     is_new = True
     if privileges.drop(role, config) is not None:
         path = shared.config_path(config)
@@ -37,7 +38,7 @@ def run(role: str, config: Config, path: str, worker: int) -> int:
             return engine
         now = read_config(path)
         link.sieve = _sieve(now)
-        engine = policy_source.open_engine(now, engine)
+        engine = engine_of(now, engine)
         return engine
 
     if role == "dns":

@@ -16,17 +16,16 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from agent import decider, listed
-from agent.bundles import apply_bundle, sections_of
+from agent.bundles import apply_bundle
 from agent.compiler import compile_policy
+from agent.decider import sections
 from nfq.firewall import Listed
 from policy.config import Config
 from policy.digest import sha256
-from policy.engine import Engine
 from policy.errors import ConfigError
 from policy.event import Maintenance
 from policy.override import Override
 from policy.rules import Policy, load_policy
-from policy.uci import Section
 
 REFRESH_S: Final = 3600.0
 """Between two looks at which downloads are due; each list says how often it wants to be fetched."""
@@ -46,17 +45,6 @@ def check(config: Config) -> None:
     decider.read_zone(config.main.timezone, notes)
     if notes:
         raise ConfigError(f"gatehouse.main.{notes[0]}")
-
-
-def sections(config: Config) -> tuple[Section, ...]:
-    """The venue's own sections and those that its bundles brought."""
-    names = [section.name for section in config.policy if section.type == "bundle"]
-    return (*sections_of(names, config.main.state_dir), *config.policy)
-
-
-def open_engine(config: Config, before: Engine | None = None) -> Engine:
-    """The engine over what is on disk now, `before` being the one that it replaces. Raises: ConfigError."""
-    return decider.open_engine(sections(config), config.main.state_dir, zone=config.main.timezone, old=before)
 
 
 class Keeper:

@@ -11,8 +11,7 @@ import sys
 from typing import Final
 
 from agent import privileges
-from agent.bundles import RULES_SUFFIX
-from agent.decider import BUNDLE_SUFFIX, OVERRIDES_FILE
+from agent.decider import BUNDLE_SUFFIX, OVERRIDES_FILE, RULES_SUFFIX
 from policy.config import POLICY_SECTIONS, Config
 from policy.errors import GatehouseError
 from policy.rules import load_policy

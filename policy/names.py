@@ -8,7 +8,6 @@ Rule: two spellings of one name give the same bytes; what is not a name raises L
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from typing import Final
 
@@ -71,6 +70,8 @@ def _a_label(label: str) -> bytes:
     if len(label) > MAX_LABEL:
         raise ListError("label too long")
     if not label.isascii():
+        import unicodedata  # a process that never meets such a name never pays for its tables
+
         label = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", label.lower()).lower())
         for character in label:
             if unicodedata.category(character) in _UNUSABLE and character not in _JOINERS:

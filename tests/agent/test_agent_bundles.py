@@ -9,9 +9,9 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from agent.bundles import apply_bundle, directory_source, publish, read_running, sections_of
+from agent.bundles import apply_bundle, directory_source, publish, read_running
 from agent.compiler import compile_policy
-from agent.decider import map_image
+from agent.decider import map_image, sections_of
 from policy.bundle import PublicKey, open_manifest, public_key_text, read_public_key, sign_manifest
 from policy.engine import Engine
 from policy.errors import BundleError
