@@ -8,7 +8,6 @@ Rule: `receive` never raises for anything a peer sends, and each flow that comes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import IntEnum
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -16,6 +15,7 @@ from nfq import http, tls, udp
 from nfq.aes import Aes
 from nfq.flow import Flows, Key, Pending, Stream, is_near
 from nfq.fold import Row, fold
+from nfq.mark import Mark
 from nfq.packet import RST, SYN, TCP, Packet, ends_of, parse
 from nfq.quic import Budget, Initials, Outcome
 from nfq.tls import Hello
@@ -24,20 +24,6 @@ from policy.errors import PacketError
 from policy.event import MAX_NAME, MAX_PATH, Blind, Flow, Seen
 from policy.frame import Client, event_bytes, flows_of
 from policy.verdict import Decider, Decision, Reason, Verdict
-
-
-class Mark(IntEnum):
-    """The hook's nibble of the packet and conntrack mark. Shared with `nfq.rules`."""
-
-    UNDECIDED = 0
-    ALLOW = 1
-    BLOCK = 2
-    PAGE = 3
-    """Blocked, and answered with a page: this packet is dropped, and what follows must not destroy the page."""
-    INJECTED = 4
-    """On our own answers, which belong to no connection that conntrack knows."""
-    REFUSED = 5
-    """On packets of a device that is not admitted (`nfq.admission`); never in the conntrack mark."""
 
 
 class Now(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from nfq.admission import ADMIT as ADMIT_CHAIN
 from nfq.admission import NFT_SETS, NOBODY, REFUSE, Admission, iptables_admit, iptables_refuse, nft_chain
-from nfq.hook import Mark
+from nfq.mark import Mark
 from policy.config import Config
 
 INSPECTED: Final = 64

@@ -12,7 +12,8 @@ from typing import Final, Protocol
 
 from nfq.aes import find_aes
 from nfq.fold import MAX_ROWS, Row, fold
-from nfq.hook import Hook, Mark, Now, Reset
+from nfq.hook import Hook, Now, Reset
+from nfq.mark import Mark
 from nfq.page import Pages
 from nfq.queue import open_queue
 from nfq.refusals import Refusals

@@ -27,8 +27,9 @@ from hw.doctor.lan import LanClient, trials
 from nfq import rules
 from nfq.admission import ADMIT, REFUSE, Admission
 from nfq.aes import find_aes
-from nfq.hook import Hook, Mark, Now
+from nfq.hook import Hook, Now
 from nfq.kernel import count_iptables, count_nft
+from nfq.mark import Mark
 from nfq.packet import ACK, RST, UDP, parse
 from nfq.quic import Budget, Initials
 from nfq.tls import Hello

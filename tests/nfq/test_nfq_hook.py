@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from nfq.flow import NEAR, PENDING_S
 from nfq.fold import Row, fold
-from nfq.hook import Hook, Mark, Now
+from nfq.hook import Hook, Now
+from nfq.mark import Mark
 from nfq.packet import ACK, PSH, RST, SYN
 from policy.event import Blind, Flow, Seen
 from policy.frame import flows_of
