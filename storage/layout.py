@@ -251,8 +251,9 @@ class NamesView:
         except UnicodeDecodeError as error:
             raise CorruptError(f"names: {error}") from None
         self._ends: list[int] | None = None
-        self._plain, self._places = b"", [0]
-        """Addresses, each after its length, and where those of each name begin."""
+        self._plain = b""
+        self._places: list[int] | None = None
+        """Addresses, each after its length, and where those of each name begin. Of names without any, too."""
         self._kept: bytes | None = None
         self._all_steps: array[int] = array("B")
 
@@ -271,11 +272,11 @@ class NamesView:
 
     def addresses(self, at: int) -> list[bytes]:
         """What it was answered with, or reached at."""
-        if not self._plain:
+        if self._places is None:
             self._plain = expand(self._packed)
             self._places = self._begins()
-        found, place = [], self._places[at]
-        while place < self._places[at + 1]:
+        found, place, end = [], self._places[at], self._places[at + 1]
+        while place < end:
             found.append(self._plain[place + 1 : place + 1 + self._plain[place]])
             place += 1 + self._plain[place]
         return found

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from policy.errors import CorruptError, StorageError
 from policy.event import Dns, Event, Flow, Gap, Health, Maintenance, Nat, Registration, Session
 from policy.signature import public_key
+from storage import layout
 from storage.clock import Quality, Timeline
 from storage.column import expand, pack_numbers, split, squeeze, unpack_numbers
 from storage.filter import Filter
 from storage.hot import path_of
-from storage.layout import FlowsView, Level, NamesView, read_block, read_exact, registrable
+from storage.layout import FlowsView, Level, Names, NamesView, pack_names, read_block, read_exact, registrable
 from storage.level import relevel
 from storage.reader import Found
 from storage.retention import DAY_MS
@@ -410,3 +411,13 @@ def test_names_counted_in_columns_are_those_of_the_records(tmp_path: Path, level
                 put_together[found.event.name] = (times + found.times, min(first, now), max(last, now))
         assert counted == put_together != {}
     ring.close()
+
+
+def test_names_without_addresses_are_read_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a profile leaves answers out, nobody has any: a question took the square of its records' number."""
+    view = NamesView(pack_names(Names(["example.a", "example.b"], b"\1\1", [0, 0], [], [[], []])))
+    assert view.addresses(0) == []
+    read = []
+    monkeypatch.setattr(layout, "unpack_numbers", read.append)
+    assert [view.addresses(at) for at in (0, 1, 1)] == [[], [], []]
+    assert read == []
