@@ -2,9 +2,11 @@
 
 The agent does this, not the hooks: only here do look-ups and flows of one device come together, whose look-up went out
 over IPv4 and whose connection over IPv6. What holds a device together is its MAC, or else its address.
-An ECH extension is told from its GREASE by this: a GREASE hello shows the name that was looked up, a real one a front's
-that nobody asked for (RFC 9849 6.2).
-Rule: bounded, two generations that push each other out; what is not known is `unknown`, never guessed.
+An ECH extension is told from its GREASE by this: a GREASE hello shows the name that was looked up, a real one that of a
+front (RFC 9849 6.2). A name that was not looked up proves no front: whoever goes around our DNS shows one, too, and
+often at an address that he was given for something harmless.
+Rule: bounded, two generations that push each other out; what is not known is `unknown`, never guessed; a name that was
+seen is what is on record, and only a front's, which is no site of anybody's, gives way to a hint.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ MAX_NAMES: Final = 4
 """Names kept per device and address: sites of one owner share addresses."""
 SETTLED_MS: Final = 600_000
 """Before that much has been heard, a name that nobody asked for was asked for before we listened."""
+FRONTS: Final = frozenset({"cloudflare-ech.com"})
+"""Names that real ECH shows in place of a site's, and that are nothing else: `public_name` in the ECHConfigs of
+Cloudflare, which serves nearly all sites that have ECH."""
 _NO_NAMES: Final[tuple[str, ...]] = ()
 
 
@@ -73,10 +78,13 @@ class Visibility:
         name, seen, blind, agreement = flow.name, flow.seen, flow.blind, Agreement.UNKNOWN
         if flow.name:
             agreement = self._compare(device, flow, names)
-            if blind == Blind.ECH_UNSURE and agreement:
-                blind = int(Blind.NOT_BLIND if agreement == Agreement.AGREES else Blind.ECH)
-                if blind == Blind.ECH and names:
-                    name, seen = names[-1], int(Seen.DNS_HINT)
+            if blind == Blind.ECH_UNSURE:
+                if agreement == Agreement.AGREES:
+                    blind = int(Blind.NOT_BLIND)
+                elif flow.name in FRONTS:
+                    blind = int(Blind.ECH)
+                    if names:
+                        name, seen = names[-1], int(Seen.DNS_HINT)
             self.agreement[agreement] = self.agreement.get(agreement, 0) + times
         elif names:
             name, seen = names[-1], int(Seen.DNS_HINT)

@@ -159,7 +159,7 @@ class Hook:
             ):
                 if data[start] != 0x16:
                     return self._receive_request(data, start, key, mac, now)
-                hello = parse_tls(data[start:])
+                hello = parse_tls(data, start)
                 if type(hello) is Hello:
                     name, has_ech = hello
                     group = self.decider.group_of(src, mac)

@@ -4,8 +4,11 @@ What the rules do, in the order a packet meets them:
  1. nat prerouting: LAN questions to anybody's port 53 go to the DNS hook, while its lease lives (always, if closed).
  2. mangle forward: where the legal profile asks for identity, whoever is not admitted is marked (`nfq.admission`);
     an undecided flow's first packets that carry data go to our queues.
- 3. filter forward, first of all: the verdict that came back as packet mark is written into the conntrack mark (the
-    first one wins), blocked flows are rejected, and whoever is not admitted, whatever the flow's; port 853 is refused.
+ 3. filter forward, first of all: whoever is not admitted is rejected, whatever the flow's; the verdict that came back
+    as packet mark is written into the conntrack mark (the first one wins); port 853 is refused; blocked flows are
+    rejected.
+Every packet that is forwarded pays for the rules it is shown, so chains are trees: two questions to a packet from the
+WAN, and what is asked of few packets stands where only they come by.
 """
 
 from __future__ import annotations
@@ -70,6 +73,12 @@ class Plan(NamedTuple):
         """`value/mask`, as both back-ends write it."""
         return f"{int(mark) * (self.mask & -self.mask):#x}/{self.mask:#x}"
 
+    @property
+    def stopped(self) -> str:
+        """The same for Mark.BLOCK and Mark.PAGE together, which differ in their lowest bit alone."""
+        lowest = self.mask & -self.mask
+        return f"{int(Mark.BLOCK) * lowest:#x}/{self.mask ^ lowest:#x}"
+
 
 def plan_of(config: Config, nat: tuple[NatBlock, ...] = ()) -> Plan:
     """What a configuration asks for."""
@@ -91,10 +100,13 @@ CHAINS: Final = (
     ("nat", "GH-NAT"),
     ("mangle", "GH-QUEUE"),
     ("mangle", "GH-FIRST"),
+    ("mangle", "GH-ASK"),
     ("mangle", ADMIT_CHAIN),
     ("mangle", REFUSE),
     ("mangle", "GH-LEASE"),
     ("filter", "GH-VERDICT"),
+    ("filter", "GH-LAN"),
+    ("filter", "GH-STOP"),
     ("filter", "GH-PAGE"),
     ("filter", "GH-BLOCKED"),
     ("raw", "GH-INJECTED"),
@@ -115,7 +127,7 @@ ONLY4: Final[frozenset[str]] = frozenset({"GH-NAT"})
 def iptables(plan: Plan, family: int) -> str:
     """Input for `iptables-restore --noflush` (family 4) or `ip6tables-restore --noflush` (6): fills our chains."""
     listed = SET4 if family == 4 else SET6
-    block, page = plan.mark(Mark.BLOCK), plan.mark(Mark.PAGE)
+    page = plan.mark(Mark.PAGE)
     mask = f"{plan.mask:#x}"
     queue = f"-j NFQUEUE --queue-balance {plan.queue_first}:{plan.queue_first + plan.queues - 1}"
     if plan.queues == 1:
@@ -136,7 +148,7 @@ def iptables(plan: Plan, family: int) -> str:
                 lines.append(
                     f"-A GH-DNS -i {lan} -p {protocol} --dport 53 {lease}-j REDIRECT --to-ports {plan.dns_port}"
                 )
-    lines += ["COMMIT", "*mangle", ":GH-QUEUE - [0:0]", ":GH-FIRST - [0:0]"]
+    lines += ["COMMIT", "*mangle", ":GH-QUEUE - [0:0]", ":GH-FIRST - [0:0]", ":GH-ASK - [0:0]"]
     lines += _iptables_admission(plan, lease)
     lines += (
         [] if not plan.queues else [f"-A GH-QUEUE -i {lan} -m connmark --mark 0/{mask} -j GH-FIRST" for lan in plan.lan]
@@ -145,27 +157,29 @@ def iptables(plan: Plan, family: int) -> str:
     if not plan.closed:
         lines.append(f"-A GH-LEASE -o lo -p udp --dport {LEASE_PORT} {recent} --set -j DROP")
     lines += [
-        *([] if plan.closed else [f"-A GH-FIRST -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN"]),
-        "-A GH-FIRST -m conntrack --ctdir REPLY -j RETURN",
-        *([f"-A GH-FIRST -p tcp --syn -m set --match-set {listed} dst {queue}"] if plan.sets else []),
-        f"-A GH-FIRST -p udp {queue}",
-        f"-A GH-FIRST -p tcp --tcp-flags PSH PSH {queue}",
-        f"-A GH-FIRST -p tcp -m length --length {SMALLEST}:65535 {queue}",
+        *([f"-A GH-FIRST -p tcp --syn -m set --match-set {listed} dst -g GH-ASK"] if plan.sets else []),
+        "-A GH-FIRST -p udp -g GH-ASK",
+        "-A GH-FIRST -p tcp --tcp-flags PSH PSH -g GH-ASK",
+        f"-A GH-FIRST -p tcp -m length --length {SMALLEST}:65535 -g GH-ASK",
+        *([] if plan.closed else [f"-A GH-ASK -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN"]),
+        "-A GH-ASK -m conntrack --ctdir REPLY -j RETURN",
+        f"-A GH-ASK {queue}",
         "COMMIT",
         "*filter",
         ":GH-VERDICT - [0:0]",
+        ":GH-LAN - [0:0]",
+        ":GH-STOP - [0:0]",
         ":GH-BLOCKED - [0:0]",
         ":GH-PAGE - [0:0]",
         *([f"-A GH-VERDICT -m mark --mark {plan.mark(Mark.REFUSED)} -j GH-BLOCKED"] if plan.admission else []),
-        f"-A GH-VERDICT -m mark ! --mark 0/{mask} -m connmark --mark 0/{mask} {save}",
-        f"-A GH-VERDICT -m connmark --mark {block} -j GH-BLOCKED",
-        f"-A GH-VERDICT -m connmark --mark {page} -j GH-PAGE",
+        *(f"-A GH-VERDICT -i {lan} -j GH-LAN" for lan in plan.lan),
+        f"-A GH-VERDICT -m connmark --mark {plan.stopped} -j GH-STOP",
+        f"-A GH-LAN -m mark ! --mark 0/{mask} -m connmark --mark 0/{mask} {save}",
+        "-A GH-LAN -p tcp --dport 853 -j REJECT --reject-with tcp-reset",
+        f"-A GH-LAN -p udp --dport 853 -j REJECT --reject-with {unreachable}",
+        f"-A GH-STOP -m connmark --mark {page} -j GH-PAGE",
+        "-A GH-STOP -j GH-BLOCKED",
     ]
-    for lan in plan.lan:
-        lines += [
-            f"-A GH-VERDICT -i {lan} -p tcp --dport 853 -j REJECT --reject-with tcp-reset",
-            f"-A GH-VERDICT -i {lan} -p udp --dport 853 -j REJECT --reject-with {unreachable}",
-        ]
     lines += [
         "-A GH-BLOCKED -p tcp -j REJECT --reject-with tcp-reset",
         f"-A GH-BLOCKED -j REJECT --reject-with {unreachable}",
@@ -283,27 +297,41 @@ def nft(plan: Plan) -> str:
             f"  iifname != {lan} return",
             f"  ct mark & {plan.mask:#x} != 0 return",
             *([f"  meta mark & {plan.mask:#x} == {refused:#x} return"] if plan.admission else []),
+            "  tcp flags & (syn | ack) == syn ip daddr @blocked4 goto ask",
+            "  tcp flags & (syn | ack) == syn ip6 daddr @blocked6 goto ask",
+            "  meta l4proto udp goto ask",
+            "  tcp flags & psh == psh goto ask",
+            f"  meta l4proto tcp meta length >= {SMALLEST} goto ask",
+        ]
+    lines += [" }", " chain ask {"]
+    if plan.queues:
+        lines += [
             "  ct direction reply return",
             *([] if plan.closed else [f"  ct original packets > {INSPECTED} return"]),
-            f"  tcp flags & (syn | ack) == syn ip daddr @blocked4 {queue}",
-            f"  tcp flags & (syn | ack) == syn ip6 daddr @blocked6 {queue}",
-            f"  meta l4proto udp {queue}",
-            f"  tcp flags & psh == psh {queue}",
-            f"  meta l4proto tcp meta length >= {SMALLEST} {queue}",
+            f"  {queue}",
         ]
     lines += [" }", " chain verdict {", "  type filter hook forward priority mangle + 1; policy accept;"]
     if plan.admission is not None:
         lines.append(f"  meta mark & {plan.mask:#x} == {refused:#x} goto blocked")
-    # One line for each value: an OR of two registers needs a very new kernel.
     lines += [
-        f"  ct mark & {plan.mask:#x} == 0 meta mark & {plan.mask:#x} == {mark:#x} ct mark set ct mark & {keep:#x} | {mark:#x}"  # noqa: E501
-        for mark in (allow, block, page)
-    ]
-    lines += [
-        f"  ct mark & {plan.mask:#x} == {block:#x} goto blocked",
+        f"  iifname {lan} jump lan",
+        f"  ct mark & {plan.mask ^ lowest:#x} == {block:#x} goto stop",  # Mark.PAGE too: `Plan.stopped`
+        " }",
+        " chain lan {",
+        f"  meta mark & {plan.mask:#x} != 0 ct mark & {plan.mask:#x} == 0 jump save",
+        "  tcp dport 853 reject with tcp reset",
+        "  udp dport 853 reject with icmpx type port-unreachable",
+        " }",
+        " chain save {",
+        # One line for each value: an OR of two registers needs a very new kernel.
+        *(
+            f"  meta mark & {plan.mask:#x} == {mark:#x} ct mark set ct mark & {keep:#x} | {mark:#x}"
+            for mark in (allow, block, page)
+        ),
+        " }",
+        " chain stop {",
         f"  ct mark & {plan.mask:#x} == {page:#x} goto page",
-        f"  iifname {lan} tcp dport 853 reject with tcp reset",
-        f"  iifname {lan} udp dport 853 reject with icmpx type port-unreachable",
+        "  goto blocked",
         " }",
         " chain blocked {",
         "  meta l4proto tcp reject with tcp reset",

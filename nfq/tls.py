@@ -32,14 +32,15 @@ class Hello(NamedTuple):
     """An encrypted_client_hello of the outer kind is there, real or GREASE: made to look alike from outside."""
 
 
-def parse(data: bytes) -> Hello | int | None:
-    """Read the TLS records of a client's first flight."""
+def parse(data: bytes, at: int = 0) -> Hello | int | None:
+    """Read the TLS records of a client's first flight, which begins at `at`."""
     # The usual case first: one record, whole, with the whole hello in it.
-    if len(data) > 47 and data[0] == 0x16 and data[1] == 3 and data[5] == 1:
-        end = 9 + (data[6] << 16 | data[7] << 8 | data[8])
-        if end <= len(data) and end <= 5 + (data[3] << 8 | data[4]) <= 16389:
-            return _client_hello(data, 9, end)
-    return _parse_records(data)
+    if len(data) > at + 47 and data[at] == 0x16 and data[at + 1] == 3 and data[at + 5] == 1:
+        length = data[at + 6] << 16 | data[at + 7] << 8 | data[at + 8]
+        end = at + 9 + length
+        if end <= len(data) and length + 4 <= data[at + 3] << 8 | data[at + 4] <= 16384:
+            return _client_hello(data, at + 9, end)
+    return _parse_records(data[at:])
 
 
 def _parse_records(data: bytes) -> Hello | int | None:
@@ -100,15 +101,15 @@ def _client_hello(data: bytes, at: int, last: int) -> Hello | None:
     name, ech = b"", False
     # Without its two octets anywhere there is no ECH, and nothing to look for behind the name.
     may_be_ech = data.find(_ECH_OCTETS, at, end) >= 0
-    last_head = end - 4
+    last_head, pair = end - 4, _PAIR
     while at <= last_head:
-        kind, length = _PAIR(data, at)
-        value = at + 4
-        at = value + length
+        kind, length = pair(data, at)
+        at += 4 + length
         if kind and kind != _ECH:  # most of a browser's twenty
             continue
         if at > end:
             return None
+        value = at - length
         if kind == _SERVER_NAME:
             # server_name_list: length, then type 0 (host_name), length, name
             if length >= 5 and not data[value + 2] and not name:
@@ -116,10 +117,12 @@ def _client_hello(data: bytes, at: int, last: int) -> Hello | None:
                 if size == 0 or 5 + size > length:
                     return None
                 name = data[value + 5 : value + 5 + size].rstrip(b".").lower()
-                if not may_be_ech:
+                if ech or not may_be_ech:
                     break
         elif kind == _ECH and length and not data[value]:
             ech = True
+            if name:
+                break
     else:
         if at > end:
             return None

@@ -80,11 +80,26 @@ def test_ech_and_its_grease_are_told_apart_by_what_was_asked_for() -> None:
     assert seen.settle(MAC, unsure).blind == Blind.ECH_UNSURE
     seen.learn(MAC, look_up("www.example.org", SITE))
     assert seen.settle(MAC, unsure).blind == Blind.NOT_BLIND
-    real = seen.settle(MAC, flow("front.example", blind=Blind.ECH_UNSURE))
+    real = seen.settle(MAC, flow("cloudflare-ech.com", blind=Blind.ECH_UNSURE))
     assert (real.blind, real.name, real.seen) == (Blind.ECH, "www.example.org", Seen.DNS_HINT)
     meter = seen.describe()
     assert meter["flows"] == 3
     assert meter["ech_percent"] == meter["no_visible_name_percent"] == 33.3
+
+
+def test_a_name_that_was_seen_is_never_put_on_record_as_another_that_was_asked_for() -> None:
+    """Who has a site's address from elsewhere shows the site's name, with GREASE, at an address that many share."""
+    seen = Visibility()
+    seen.learn(MAC, look_up("harmless.example", SITE))
+    unsure = flow("casino.example", blind=Blind.ECH_UNSURE, seen=Seen.QUIC)
+    settled = seen.settle(MAC, unsure)
+    assert settled == unsure._replace(agreement=Agreement.MISMATCH)
+    assert seen.describe()["no_visible_name_percent"] == 0
+
+
+def test_a_front_is_a_front_to_those_who_ask_others_too() -> None:
+    settled = Visibility().settle(MAC, flow("cloudflare-ech.com", blind=Blind.ECH_UNSURE))
+    assert (settled.name, settled.seen, settled.blind) == ("cloudflare-ech.com", Seen.TLS, Blind.ECH)
 
 
 def test_the_table_is_bounded() -> None:

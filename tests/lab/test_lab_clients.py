@@ -163,7 +163,12 @@ def chromium(lab: Lab, namespace: str, profile: Path, url: str, *words: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(("address", "name"), [("198.51.100.22", "h1"), ("[2001:db8:100::22]", "h2")])
 def test_chromium_with_its_post_quantum_hello_and_with_quic(lab: Lab, tmp_path: Path, address: str, name: str) -> None:
-    """By address (--host-resolver-rules), as one does who goes around DNS."""
+    """By address (--host-resolver-rules), as one does who goes around DNS, at one that was also asked for.
+
+    Its hellos carry ECH's GREASE, and another site's look-up must not put that site on record in place of this one.
+    """
+    answers = [lab.run("pupil1", f"dig +short h5.example.org {kind}").stdout.strip() for kind in ("A", "AAAA")]
+    assert address.strip("[]") in answers
     for seen in ("tls", "quic"):
         allowed, blocked = f"{name}-{seen}.example.org", f"{name}-{seen}.casino.example"
         rules = f"--host-resolver-rules=MAP * {address}"

@@ -55,6 +55,7 @@ def test_the_name_in_a_real_hello() -> None:
     assert tls.parse(HELLO) == tls.Hello(b"www.example.org", False)
     assert tls.parse(LARGE) == tls.Hello(b"www.example.org", False)
     assert tls.parse(client_hello(None)) == tls.Hello(b"", False)
+    assert tls.parse(HELLO[:9] + HELLO, 9) == tls.Hello(b"www.example.org", False)
 
 
 @pytest.mark.parametrize("hello", [HELLO, LARGE], ids=["plain", "large"])
