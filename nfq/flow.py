@@ -165,7 +165,7 @@ class Flows:
         self.older: dict[Key, int] = {}
         """`decided` of a few seconds ago: the hot path reads both without a call."""
         self.late: dict[Key, int] = {}
-        """Flows that fell silent undecided, and what their rest gets if it comes after all."""
+        """Flows that fell silent undecided, and what their rest gets if it comes after all; once."""
         self._held = 0
         self._turn_s = 0.0
 
@@ -179,7 +179,10 @@ class Flows:
 
     def find_mark(self, key: Key, seq: int) -> int:
         """The mark this flow was given a while ago; 0: it was not, or the ports are a new connection's now."""
-        found = self.decided.get(key) or self.older.get(key) or self.late.get(key, 0)
+        found = self.decided.get(key) or self.older.get(key)
+        if not found and key in self.late and is_near(self.late[key], seq):
+            # Now the mark gets into the conntrack mark. Whoever comes with these ports later is somebody else.
+            found = self.decided[key] = self.late.pop(key)
         return found & 15 if found and is_near(found, seq) else 0
 
     def begin(self, key: Key, pending: Pending) -> None:

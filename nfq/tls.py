@@ -99,8 +99,6 @@ def _client_hello(data: bytes, at: int, last: int) -> Hello | None:
         return None
     at += 2
     name, ech = b"", False
-    # Without its two octets anywhere there is no ECH, and nothing to look for behind the name.
-    may_be_ech = data.find(_ECH_OCTETS, at, end) >= 0
     last_head, pair = end - 4, _PAIR
     while at <= last_head:
         kind, length = pair(data, at)
@@ -117,7 +115,8 @@ def _client_hello(data: bytes, at: int, last: int) -> Hello | None:
                 if size == 0 or 5 + size > length:
                     return None
                 name = data[value + 5 : value + 5 + size].rstrip(b".").lower()
-                if ech or not may_be_ech:
+                # Without its two octets in the rest there is no ECH, and nothing more to look for.
+                if ech or data.find(_ECH_OCTETS, at, end) < 0:
                     break
         elif kind == _ECH and length and not data[value]:
             ech = True

@@ -107,35 +107,40 @@ def run(
     def handle_refused(data: bytes, mac: bytes) -> int:
         return refusals.receive(data, mac, now)
 
-    running, timer_at, pump_at = True, 0.0, 0.0
+    queue_fd, signals_fd = queue.fileno(), reader.fileno()
+    running, timer_at, pump_at, due_at = True, 0.0, 0.0, 0.0
     while running:
-        wait = min(timer_at, link.next_timer(), held.release_at) - time.monotonic()
-        commands: list[Command] = []
-        ready = poll.poll(min(max(wait, 0.0), 0.2))
+        # `now` is of the turn before: what is due waits longer by as long as that took, a batch at most.
+        ready = poll.poll(min(max(due_at - now.monotonic_s, 0.0), 0.2))
         now = clocks()
+        commands: list[Command] = []
         for fd, _ in ready:
-            if fd == reader.fileno():
+            if fd == queue_fd:
+                queue.drain(handle)
+            elif fd == signals_fd:
                 arrived = reader.recv(256)
                 if signal.SIGTERM in arrived or signal.SIGINT in arrived:
                     commands.append(Stop())
                 if signal.SIGHUP in arrived:
                     commands.append(Reload())
-            elif refused is not None and fd == refused.fileno():
+            elif refused is not None:
                 refused.drain(handle_refused)
-            else:
-                queue.drain(handle)
         if hook.resets:
             for reset in hook.resets:
                 sender.send(reset)
             hook.resets.clear()
             pump_at = 0.0
+        if ready and now.monotonic_s < pump_at and not commands:
+            # The shortest turn, of a packet or two: all else is looked after when it is due.
+            due_at = min(due_at, pump_at)
+            continue
+        pump_at = now.monotonic_s + PUMP_S
         if now.monotonic_s >= timer_at:
             timer_at = now.monotonic_s + TIMER_S
             hook.handle_timer(now)
-        if now.monotonic_s >= pump_at or not ready:
-            pump_at = now.monotonic_s + PUMP_S
-            held.release(now.monotonic_s)
-            commands += link.pump(now.monotonic_s)
+        held.release(now.monotonic_s)
+        commands += link.pump(now.monotonic_s)
+        due_at = min(timer_at, link.next_timer(), held.release_at)
         for command in commands:
             if isinstance(command, Stop):
                 running = False

@@ -143,6 +143,19 @@ def test_the_rest_of_a_hello_that_comes_after_the_patience_gets_what_the_policy_
         assert len(desk.records) == 1
 
 
+def test_a_flow_left_half_open_is_no_pass_for_all_that_come_with_its_ports() -> None:
+    """UDP has no numbers to tell them apart by, and whoever builds his own segments takes the same ones again."""
+    desk = Desk(b"www.example.org")
+    desk.receive(segment(HELLO[:50]))
+    desk.hook.handle_timer(at(PENDING_S + 1))
+    for part in (50, 51):  # the second is queued before the first one's mark is in the kernel
+        assert desk.receive(segment(HELLO[part:], seq=part + 1), PENDING_S + 60) == Mark.ALLOW
+    for later in (120, 130):
+        desk.hook.handle_timer(at(PENDING_S + later))
+    assert desk.receive(segment(HELLO), PENDING_S + 150) == Mark.BLOCK
+    assert [record.name for record in desk.records] == ["", "www.example.org"]
+
+
 def test_an_octet_in_front_of_the_stream_does_not_hide_the_hello() -> None:
     desk = Desk(b"www.example.org")
     assert desk.receive(segment(HELLO[:100], seq=100)) == Mark.UNDECIDED

@@ -7,12 +7,12 @@ is checked by nft's own parser.
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from nfq import rules
 from nfq.admission import Admission
+from nfq.hook import Mark
 from nfq.rules import Plan
 from tests.lab.lab import ROOT, Lab
 
@@ -142,14 +142,18 @@ def test_the_redirect_lives_as_long_as_its_lease_is_renewed(lab: Lab, backend: s
     drive(lab, remove, backend=backend)
 
 
-def test_port_853_is_refused_at_once(lab: Lab, tmp_path: Path) -> None:
-    drive(lab, "firewall.apply()")
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+def test_port_853_is_refused_at_once(lab: Lab, backend: str) -> None:
+    if backend == "nft":
+        assert lab.run("router", "nft -f -", input=without_queue(rules.nft(OPEN))).returncode == 0
+    else:
+        drive(lab, "firewall.apply()")
     for address in ("198.51.100.20", "2001:db8:100::20"):
         start = time.monotonic()
         result = lab.run("pupil1", ["bash", "-c", f"exec 3<>/dev/tcp/{address}/853"])
         assert result.returncode != 0
         assert time.monotonic() - start < 1
-    drive(lab, "firewall.remove()")
+    drive(lab, "firewall._backend = firewall._choose(); firewall.remove()", backend=backend)
 
 
 @pytest.mark.parametrize(
@@ -215,3 +219,45 @@ def test_only_whoever_is_admitted_passes_while_the_lease_lives(lab: Lab, backend
     assert gets("pupil2", "198.51.100.20")
     if backend == "nft":
         assert saved(lab) == before
+
+
+MARKER = {
+    "iptables": "iptables -t mangle -I FORWARD 1 -i br-lan -p tcp --tcp-flags PSH PSH -j MARK --set-mark {mark:#x}",
+    "nft": "nft add rule ip marker forward iifname br-lan tcp flags & psh == psh meta mark set {mark:#x}",
+}
+"""In place of the hook: puts its mark on a request."""
+SAID = {Mark.ALLOW: "200", Mark.BLOCK: "reset", Mark.PAGE: "timeout"}
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+def test_the_mark_that_comes_back_is_kept_with_the_flow_and_acted_upon(lab: Lab, backend: str) -> None:
+    def ask(port: int) -> str:
+        url = "http://198.51.100.20/"
+        result = lab.run("pupil1", f"curl -s -o /dev/null -w %{{http_code}} --max-time 1 --local-port {port} {url}")
+        return {56: "reset", 28: "timeout"}.get(result.returncode, result.stdout)
+
+    def marks(port: int) -> list[int]:
+        listed = lab.run("router", f"conntrack -L -p tcp --orig-port-src {port}").stdout
+        return [int(found) for found in re.findall(r"\bmark=(\d+)", listed)]
+
+    prepare = "firewall._backend = firewall._choose()"
+    if backend == "nft":
+        assert lab.run("router", "nft -f -", input=without_queue(rules.nft(OPEN))).returncode == 0
+        chain = "chain forward { type filter hook forward priority mangle - 1; }"
+        assert lab.run("router", "nft -f -", input=f"table ip marker {{\n{chain}\n}}\n").returncode == 0
+    else:
+        drive(lab, "firewall.apply()")
+    lowest = OPEN.mask & -OPEN.mask
+    for turn, (mark, said) in enumerate(SAID.items()):
+        put = MARKER[backend].format(mark=mark * lowest)
+        lab.run("router", put, check=True)
+        port = 30_000 + turn + (10 if backend == "nft" else 0)
+        assert ask(port) == said, mark.name
+        assert marks(port) == [mark * lowest], mark.name
+        if backend == "nft":
+            lab.run("router", "nft flush chain ip marker forward", check=True)
+        else:
+            lab.run("router", "iptables -t mangle -D FORWARD 1", check=True)
+    if backend == "nft":
+        lab.run("router", "nft delete table ip marker", check=True)
+    drive(lab, f"{prepare}; firewall.remove()", backend=backend)
