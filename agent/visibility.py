@@ -22,6 +22,8 @@ MAX_NAMES: Final = 4
 SETTLED_MS: Final = 600_000
 """Before that much has been heard, a name that nobody asked for was asked for before we listened."""
 _NO_NAMES: Final[tuple[str, ...]] = ()
+_BLOCK: Final = int(Verdict.BLOCK)
+"""An enum's member is slow to get at on Python 3.11, and this is asked for every look-up."""
 
 
 class Visibility:
@@ -43,7 +45,7 @@ class Visibility:
 
     def learn(self, device: bytes, dns: Dns, at_ms: int = -1) -> None:
         """This device was answered; `at_ms`: when, if not at the record's own time."""
-        if not dns.answers or not dns.name or dns.verdict == Verdict.BLOCK:
+        if not dns.answers or not dns.name or dns.verdict == _BLOCK:
             # A refusal's address is nobody's. Where the legal profile lets only refusals out of the DNS hook, they say
             # nothing of what else was asked for either.
             return
