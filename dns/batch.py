@@ -93,12 +93,30 @@ class BatchDoor:
             if number <= 0:
                 return
             now = self._clock()
-            self._serve(number, now)
+            self.counters["batches"] += 1
+            if number == 1:
+                self._serve_one(now)
+            else:
+                self._serve(number, now)
             if number < BATCH or now - started > MAX_TURN_S:
                 return
 
+    def _serve_one(self, now: float) -> None:
+        """As `_serve`, without columns: where little is asked, most batches are one datagram."""
+        hot = self._hot
+        who = self._who[1].unpack_from(self._in.names)
+        length = self._in_sizes[0]
+        entry = hot.clients.get(who[0], hot.nothing)(hash(self._in.data[2:length])) or _NO_ENTRY
+        address, octets, deadline, _, _ = ENTRY.unpack(entry)
+        if deadline < now:
+            self._serve_mixed(1, now, who, [length], [entry], [0])
+            return
+        words = self._out.words
+        words[2], words[3] = address, octets
+        self._hand_to_kernel(self._out.at_headers, 1)
+        hot.note(entry, who, now)
+
     def _serve(self, number: int, now: float) -> None:
-        self.counters["batches"] += 1
         hot = self._hot
         who = self._who[number].unpack_from(self._in.names)
         data = self._in.data
