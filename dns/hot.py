@@ -43,7 +43,7 @@ NEVER: Final = (1 << 32) - 1
 MAX_CLIENTS: Final = 4096
 MAX_NOTED: Final = 2048
 """Look-ups noted until they must be handed over: their records fit one frame, and it takes 1 ms."""
-MIN_NOTED: Final = 64
+MIN_NOTED: Final = 128
 """The same where queries come one by one: then nobody is kept waiting for longer than 0.1 ms."""
 PER_ENTRY: Final = 48 + (33 + ENTRY.size + 7) + 60 + 12
 """Octets besides the arena: an int, a bytes object, a dict slot, and its place in the part's list."""
