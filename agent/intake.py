@@ -10,7 +10,7 @@ a frame the ring holds. A frame that comes again, because we or the link died in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias, overload
 
 from policy.errors import FrameError, StorageError
@@ -36,7 +36,9 @@ class SessionOf(Protocol):
 class Visibility(Protocol):
     """What intake asks of `agent.visibility.Visibility`."""
 
-    def learn(self, device: bytes, dns: Dns, at_ms: int = -1) -> None: ...
+    def learn(self, device: bytes, dns: Dns) -> None: ...
+
+    def learn_all(self, device: bytes, look_ups: Iterable[Dns], at_ms: int) -> None: ...
 
     def settle(self, device: bytes, flow: Flow, times: int = 1) -> Flow: ...
 
@@ -280,11 +282,17 @@ class Intake:
         """Who was answered what, each pair once however often it was asked."""
         if self._visibility is None:
             return
-        learn, templates, at_ms = self._visibility.learn, frame.templates, frame.at_ms[-1]
-        devices = [self._identify(client).mac or client for client in frame.clients]
-        for who, which in set(zip(frame.who, frame.which, strict=True)):
-            if templates[which].answers:
-                learn(devices[who], templates[which], at_ms)
+        asked: dict[int, set[int]] = {}
+        if len(frame.clients) == 1:
+            asked[0] = set(frame.which)
+        else:
+            for who, which in set(zip(frame.who, frame.which, strict=True)):
+                asked.setdefault(who, set()).add(which)
+        templates = frame.templates
+        for who, wanted in asked.items():
+            client = frame.clients[who]
+            device = self._identify(client).mac or client
+            self._visibility.learn_all(device, map(templates.__getitem__, wanted), frame.at_ms[-1])
 
     def _complete(self, event: Event) -> Event:
         """Fill in whose address it is."""

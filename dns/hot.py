@@ -1,8 +1,9 @@
 """Answers ready to send, found by the very octets of the question, and the counting of those who got them.
 
 The hash of a query from its third octet on (flags, counts, question, EDNS) is the key, one table per group; the value
-is three machine words: where the answer's tail lies, how long it is, and until when its TTL is true; its record lies
-behind the tail. A batch of queries is looked up by one expression and answered by one gather list; nothing is copied.
+is five machine words: where the answer's tail lies, how long it is, until when its TTL is true, and where its record
+lies and how long that is. A batch of queries is looked up by one expression and answered by one gather list; nothing
+is copied.
 The hash is Python's own: 64 bits of SipHash under a key that is new in each process, so nobody can make two questions
 meet, and by chance they do once in 10^14 questions at 100,000 answers; the questions themselves would be a third of
 all memory here.
@@ -18,10 +19,10 @@ import mmap
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from itertools import compress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import compress, count
 from struct import Struct, calcsize
-from typing import Final, Protocol, cast
+from typing import Final, Protocol, TypeVar, cast
 
 from dns.limit import Limiter
 from dns.proxy import Hot, Reply, stamped
@@ -30,28 +31,30 @@ from policy.errors import WireError
 from policy.frame import Fold, event_bytes
 from policy.verdict import Verdict
 
-ENTRY: Final = Struct("@LLL")
-"""Tail's address and length, deadline: `unsigned long` has the size of a pointer on Linux."""
-WORDS: Final = 3
+ENTRY: Final = Struct("@LLLLL")
+"""Tail's address and length, deadline; record's place in the arena, its octets and (lowest bit) is it a block's?
+
+`unsigned long` has the size of a pointer on Linux.
+"""
+WORDS: Final = 5
 NEVER: Final = (1 << 32) - 1
 """A deadline that does not come: 136 years of uptime. It fits 32 bits, as an `unsigned long` must on many routers."""
 
 MAX_CLIENTS: Final = 4096
 MAX_NOTED: Final = 2048
 """Look-ups noted until they must be handed over: their records fit one frame, and it takes 1 ms."""
-MIN_NOTED: Final = 64
+MIN_NOTED: Final = 128
 """The same where queries come one by one: then nobody is kept waiting for longer than 0.1 ms."""
 PER_ENTRY: Final = 48 + (33 + ENTRY.size + 7) + 60 + 12
 """Octets besides the arena: an int, a bytes object, a dict slot, and its place in the part's list."""
 PARTS: Final = 8
 
-_META: Final = Struct("@IIHH?xxx")
-"""In the arena before each tail: expiry (s, or NEVER), policy's end (s), octets of tail and record, is it a block?"""
-_RECORD: Final = Struct("@8xHH?xxx")
-"""The same without the times."""
+_META: Final = Struct("@II")
+"""In the arena before each tail: expiry (s, or NEVER), policy's end (s)."""
 _OPPOSITE: Final = b"\1\0" + bytes(254)
 
 Get = Callable[[int], bytes | None]
+_Item = TypeVar("_Item")
 
 
 class _Part:
@@ -96,11 +99,14 @@ class HotCache:
         self._arena = mmap.mmap(-1, PARTS * self._part_bytes)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._arena))
         self._tables: dict[int, dict[int, bytes]] = {}
+        self._gets: dict[int, Get] = {}
+        """The look-ups in them: one object a group, so that those of a batch are seen to be one."""
         self._parts = [_Part(number * self._part_bytes) for number in range(PARTS)]
         self._now = 0
         """The part that is being filled."""
         self._is_full = False
-        self._places: list[int] = []
+        self._noted: list[bytes] = []
+        """Entries, those of a batch in one piece; and who was answered from each."""
         self._clients: list[bytes] = []
         self._most = MIN_NOTED
         """How many may be noted, after the size of the batches: larger folds are cheaper, smaller ones are quicker."""
@@ -121,7 +127,10 @@ class HotCache:
         """Questions of this client may be looked up here."""
         if len(self.clients) >= MAX_CLIENTS:
             self.clients.clear()
-        self.clients[client] = self._tables.setdefault(group, {}).get
+        get = self._gets.get(group)
+        if get is None:
+            get = self._gets[group] = self._tables.setdefault(group, {}).get
+        self.clients[client] = get
 
     def dismiss(self, client: bytes) -> None:
         """No longer: its group has changed, or it asks too much."""
@@ -131,6 +140,7 @@ class HotCache:
         """Forget all answers and clients: another policy."""
         self.hand_over(0.0)
         self._tables.clear()
+        self._gets.clear()
         self.clients.clear()
         self._parts = [_Part(number * self._part_bytes) for number in range(PARTS)]
         self._now, self._is_full = 0, False
@@ -153,18 +163,18 @@ class HotCache:
         deadline = policy_end if expires == NEVER else min(policy_end, hot.true_until)
         at = start + _META.size
         is_block = hot.record.verdict == Verdict.BLOCK
-        _META.pack_into(self._arena, start, expires, policy_end, len(tail), len(record), is_block)
+        _META.pack_into(self._arena, start, expires, policy_end)
         self._arena[at : at + len(tail)] = tail
         self._arena[at + len(tail) : at + len(tail) + len(record)] = record
-        entry = ENTRY.pack(self._base + at, len(tail), deadline)
+        entry = ENTRY.pack(self._base + at, len(tail), deadline, at + len(tail), len(record) << 1 | is_block)
         self._tables.setdefault(hot.group, {})[key_hash] = entry
         return entry
 
     def renew(self, client: bytes, key: bytes, entry: bytes, now: float) -> bytes | None:
         """An entry whose deadline has passed: stamped anew, or forgotten. Gives the entry to use."""
-        address, length, _ = ENTRY.unpack(entry)
+        address, length, _, *record = ENTRY.unpack(entry)
         at = address - self._base
-        expires, policy_end, _, _, _ = _META.unpack_from(self._arena, at - _META.size)
+        expires, policy_end = _META.unpack_from(self._arena, at - _META.size)
         get = self.clients.get(client)
         if get is None:
             return None
@@ -181,35 +191,38 @@ class HotCache:
             table.pop(key_hash, None)
             return None
         self.counters["stamped"] += 1
-        entry = table[key_hash] = ENTRY.pack(address, length, min(policy_end, deadline))
+        entry = table[key_hash] = ENTRY.pack(address, length, min(policy_end, deadline), *record)
         return entry
 
     def find(self, client: bytes, key: bytes, now: float) -> bytes | None:
         """One look-up: the answer's tail. Noted, if there is one."""
         entry = self.clients.get(client, _nothing)(hash(key))
-        if entry is not None and int.from_bytes(entry[-ENTRY.size // WORDS :], _ORDER) < now:
+        if entry is not None and ENTRY.unpack(entry)[2] < now:
             entry = self.renew(client, key, entry, now)
         if entry is None:
             return None
-        address, length, _ = ENTRY.unpack(entry)
-        self.note([address], [client], now)
+        address, length, _, _, _ = ENTRY.unpack(entry)
+        self.note(entry, (client,), now)
         at = address - self._base
         return self._arena[at : at + length]
 
-    def note(self, places: Sequence[int], clients: Sequence[bytes], now: float) -> None:
-        """These clients got these answers: first words of the entries, in the same order."""
-        self._places += places
+    def note(self, entries: bytes, clients: Sequence[bytes], now: float) -> None:
+        """These clients were answered from these entries, in the same order.
+
+        In one piece, for by the time they are put on record the processor's cache has long forgotten each of them.
+        """
+        self._noted.append(entries)
         self._clients += clients
-        self._times.append((int(now * 1000), len(places)))
-        self._most += (MIN_NOTED * len(places) - self._most) >> 3
+        self._times.append((int(now * 1000), len(clients)))
+        self._most += (MIN_NOTED * len(clients) - self._most) >> 3
 
     @property
     def noted(self) -> int:
-        return len(self._places)
+        return len(self._clients)
 
     def tidy(self, now: float) -> None:
         """Between two batches, when no pointer into the arena is in use: make room, if there is need."""
-        if len(self._places) >= max(MIN_NOTED, min(MAX_NOTED, self._most)):
+        if len(self._clients) >= max(MIN_NOTED, min(MAX_NOTED, self._most)):
             self.hand_over(now)
         if not self._is_full:
             return
@@ -230,52 +243,58 @@ class HotCache:
     def hand_over(self, now: float) -> None:
         """Put on record what was noted, and count it against the clients' rates.
 
-        Whole columns at a time, by functions that loop in C: per look-up this costs a fifth of what the look-up does.
+        Whole columns at a time, by functions that loop in C: per look-up this costs less than half of what the look-up
+        does.
         """
-        places, clients, times = self._places, self._clients, self._times
-        if not places:
+        noted, clients, times = self._noted, self._clients, self._times
+        if not clients:
             return
-        self._places, self._clients, self._times = [], [], []
-        self.counters["hot"] += len(places)
+        self._noted, self._clients, self._times = [], [], []
+        self.counters["hot"] += len(clients)
         queries_of = Counter(clients)
         for client, queries in queries_of.items():
             if not self._limiter.charge(client, queries, now):
                 self.dismiss(client)
-        number_of = dict(zip(queries_of, range(len(queries_of)), strict=True))
-        who = list(map(number_of.__getitem__, clients))
-        allowed, blocked, position, is_block = self._templates(dict.fromkeys(places))
-        which = list(map(position.__getitem__, places))
-        if not blocked:
-            self._put_folded(Fold(allowed, which, times, list(queries_of), who))
+        who = list(map(_numbered(queries_of).__getitem__, clients))
+        words = memoryview(b"".join(noted)).cast("L")
+        places = words[3::WORDS].tolist()
+        sizes = dict(zip(places, words[4::WORDS].tolist(), strict=True))
+        stopped_places = [place for place, size in sizes.items() if size & 1]
+        if not stopped_places:
+            which = list(map(_numbered(sizes).__getitem__, places))
+            self._put_folded(Fold(self._records(sizes, sizes), which, times, list(queries_of), who))
             return
         # A blocked look-up is on flash before it is acknowledged, so these travel by themselves.
-        stopped = bytes(map(is_block.__getitem__, places))
-        for templates, wanted in ((allowed, stopped.translate(_OPPOSITE)), (blocked, stopped)):
-            if templates:
-                fold = Fold(
-                    templates,
+        passed_places = [place for place, size in sizes.items() if not size & 1]
+        which = list(map(_numbered(passed_places + stopped_places).__getitem__, places))
+        first = len(passed_places)
+        stopped = bytes([number >= first for number in which])
+        if passed_places:
+            wanted = stopped.translate(_OPPOSITE)
+            self._put_folded(
+                Fold(
+                    self._records(passed_places, sizes),
                     list(compress(which, wanted)),
                     _times_of(times, wanted),
                     list(queries_of),
                     list(compress(who, wanted)),
                 )
-                self._put_folded(fold, are_blocks=templates is blocked)
+            )
+        self._put_folded(
+            Fold(
+                self._records(stopped_places, sizes),
+                [number - first for number in compress(which, stopped)],
+                _times_of(times, stopped),
+                list(queries_of),
+                list(compress(who, stopped)),
+            ),
+            are_blocks=True,
+        )
 
-    def _templates(self, places: Iterable[int]) -> tuple[list[bytes], list[bytes], dict[int, int], dict[int, bool]]:
-        """Packed records: of what was allowed, of what was blocked; by place the number among them, and which."""
-        allowed: list[bytes] = []
-        blocked: list[bytes] = []
-        position: dict[int, int] = {}
-        is_block: dict[int, bool] = {}
-        arena, base, unpack, size = self._arena, self._base, _RECORD.unpack_from, _META.size
-        for place in places:
-            at = place - base
-            start, record, stopped = unpack(arena, at - size)
-            templates = blocked if stopped else allowed
-            position[place] = len(templates)
-            is_block[place] = stopped
-            templates.append(arena[at + start : at + start + record])
-        return allowed, blocked, position, is_block
+    def _records(self, places: Iterable[int], sizes: Mapping[int, int]) -> list[bytes]:
+        """Packed."""
+        arena = self._arena
+        return [arena[place : place + (sizes[place] >> 1)] for place in places]
 
     def _stamp(self, at: int, length: int, ttl: int) -> bool:
         data = b"\0\0" + self._arena[at : at + length]
@@ -290,6 +309,10 @@ class HotCache:
                 place = at + record.data - 8
                 self._arena[place : place + 4] = text
         return True
+
+
+def _numbered(items: Iterable[_Item]) -> dict[_Item, int]:
+    return dict(zip(items, count()))
 
 
 def _times_of(times: list[tuple[int, int]], wanted: bytes) -> list[tuple[int, int]]:

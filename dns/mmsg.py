@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import socket
 from array import array
@@ -93,13 +94,15 @@ class Slots:
     def __init__(self, slot: int, name_size: int, control_size: int, vectors: int) -> None:
         self.name_size = name_size
         self.control_size = control_size
-        self.data = bytearray(BATCH * max(slot, 1))
+        self.data = mmap.mmap(-1, BATCH * max(slot, 1))
+        """Not a bytearray: a part of this is octets at once, with no copy of the whole before."""
         self.names = bytearray(BATCH * name_size)
         self.controls = bytearray(BATCH * control_size)
         self.vectors = bytearray(BATCH * vectors * ctypes.sizeof(IoVec))
         self.headers = bytearray(BATCH * ctypes.sizeof(MMsgHdr))
-        self.at_data, self.at_names, self.at_controls, self.at_vectors, self.at_headers = map(
-            address_of, (self.data, self.names, self.controls, self.vectors, self.headers)
+        self.at_data = address_of(self.data)
+        self.at_names, self.at_controls, self.at_vectors, self.at_headers = map(
+            address_of, (self.names, self.controls, self.vectors, self.headers)
         )
         self.words = memoryview(self.vectors).cast("L")
         self.ints = memoryview(self.headers).cast("I")
@@ -184,7 +187,7 @@ def enumerate_slots(lengths: Sequence[int], slot: int) -> zip[tuple[int, int]]:
     return zip(range(0, slot * len(lengths), slot), lengths, strict=True)
 
 
-def address_of(buffer: bytearray) -> int:
+def address_of(buffer: bytearray | mmap.mmap) -> int:
     """Where a buffer lies; it must not be resized from then on."""
     return ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer)) if buffer else 0
 

@@ -199,6 +199,11 @@ class Proxy:
 
     # What there is to do.
 
+    @property
+    def has_results(self) -> bool:
+        """Would any of `asks`, `replies` and `events` give something?"""
+        return bool(self._events or self._fresh or self._asks or self._replies)
+
     def events(self) -> list[Event]:
         """Records since the last call."""
         events, self._events = self._events, []

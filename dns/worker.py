@@ -174,6 +174,8 @@ class _Loop:
         while True:
             self._turn(self._timeout())
             commands = self._pump()
+            if not (commands or self._signals):
+                continue
             for command in commands:
                 if isinstance(command, Client):
                     self.proxy.learn_client(command)
@@ -253,6 +255,13 @@ class _Loop:
         self._send(at)
 
     def _send(self, at: float) -> None:
+        if self.proxy.has_results:
+            self._send_results(at)
+        if self._hot.noted and at >= self._hand_over_at:
+            self._hand_over_at = at + HAND_OVER_S
+            self._hot.hand_over(at)
+
+    def _send_results(self, at: float) -> None:
         while asks := self.proxy.asks():
             self._outside.send_all(asks, at)
         for reply in self.proxy.replies():
@@ -262,9 +271,6 @@ class _Loop:
             door.flush(at)
         for event in self.proxy.events():
             self._link.put(event)
-        if self._hot.noted and at >= self._hand_over_at:
-            self._hand_over_at = at + HAND_OVER_S
-            self._hot.hand_over(at)
 
     def _tidy(self, at: float) -> None:
         self._tidy_at = at + TIDY_S

@@ -118,15 +118,15 @@ class Columns:
         name = [names.setdefault(each, len(names)) for _, each, _ in parts]
         target = [targets.setdefault(each, len(targets)) for _, _, each in parts]
         held = [holders.setdefault(holder, len(holders)) for holder in whos]
-        self.shape += [shape[at] for at in which]
-        self.name += [name[at] for at in which]
-        self.target += [target[at] for at in which]
+        self.shape += map(shape.__getitem__, which)
+        self.name += map(name.__getitem__, which)
+        self.target += map(target.__getitem__, which)
         if ports:
             self.number += ports
         else:
             number = [event[11] for event in templates]
-            self.number += [number[at] for at in which]
-        self.who += [held[at] for at in who]
+            self.number += map(number.__getitem__, which)
+        self.who += map(held.__getitem__, who)
         self.at_ms += at_ms
 
     def span(self) -> tuple[int, int]:

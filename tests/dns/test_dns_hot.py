@@ -253,6 +253,37 @@ def test_both_doors_give_the_same_answers_in_any_mixture(door):
     assert unreadable > 50
 
 
+def test_each_client_of_a_batch_gets_the_answer_of_its_own_group(door):
+    bench, found, port = door
+    teacher = socket.inet_aton("127.0.0.2")
+    policy = {"block": {"evil.example": ["list:ads"]}, "groups": [{"group": "all"}, {"group": "staff"}], "free": [1]}
+    bench.proxy.set_decider(DictDecider({**policy, "clients": {"127.0.0.2": 1}}))
+    bench.hot.clear()
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as pupil,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as staff,
+    ):
+        expected = {pupil: (3, []), staff: (0, [b"\1\2\3\4"])}
+        for host, client in (("127.0.0.1", pupil), ("127.0.0.2", staff)):
+            client.bind((host, 0))
+            client.connect(("127.0.0.1", port))
+            client.settimeout(2)
+        # Of one group, of the other, of both in turn: each is a look-up of its own kind in a batch.
+        for askers in ((pupil,), (staff,), (pupil, staff), (staff, pupil), (pupil,), (staff,)):
+            for round_ in range(3):
+                for client in askers:
+                    client.send(query("x.evil.example", number=round_))
+                    client.send(query("y.evil.example", number=round_))
+                pump(bench, found)
+                pump(bench, found)
+                for client in askers:
+                    assert [answers(client.recv(512)) for _ in range(2)] == [expected[client]] * 2
+    on_record = [(event.client == teacher, event.group, event.verdict) for event in bench.records(5.0)]
+    assert bench.hot.counters["hot"] > 30
+    assert len(on_record) == 48
+    assert set(on_record) == {(False, "all", 1), (True, "staff", 0)}
+
+
 def test_a_door_answers_from_the_address_that_was_asked(door):
     bench, found, port = door
     for host in ("127.0.0.1", "127.0.0.9"):

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policy import frame as frames
 from policy.errors import FrameError
 from policy.event import Dns, Event, Flood, Flow, Gap, Health, Maintenance, Nat, Registration, Session
 from policy.frame import (
@@ -83,6 +84,40 @@ def test_a_folded_frame_is_believed_in_nothing(change: dict[str, object], why: s
     read_up(folded_frame(0, 1, right))
     with pytest.raises(FrameError, match=why):
         read_up(folded_frame(0, 1, right._replace(**change)))  # type: ignore[arg-type]
+
+
+MAYBE_WRONG = {
+    0: st.sampled_from([0, 1, 9, -1]),
+    1: st.sampled_from([0, 5, -1, 1 << 48]),
+    2: st.sampled_from([b"", b"\x0a\0\0\2", "x"]),
+    3: st.sampled_from(["", "a.example", "a" * 255, "a" * 256, b"x", None]),
+    4: st.sampled_from([0, 65, 65535, 65536, -1, True]),
+    5: st.sampled_from([0, 3, 4095, 4096, -1]),
+    6: st.sampled_from([0, 1, 15, 16, -1]),
+    7: st.sampled_from([0, 255, 256, -1]),
+    8: st.sampled_from(["", "rule", b"rule"]),
+    9: st.sampled_from(["", "home", 1]),
+    10: st.sampled_from([(), (b"1234", bytes(16)), (b"12345",), ("1234",), (b"1234",) * 99, b"1234"]),
+    11: st.sampled_from([True, False, 1]),
+    12: st.sampled_from([0, 7, -1]),
+    13: st.sampled_from([b"", b"123456", b"1"]),
+    14: st.sampled_from(["", "s1", b""]),
+}
+
+
+@given(st.lists(st.integers(0, 14), max_size=3), st.data())
+def test_the_short_reader_of_templates_believes_nothing_that_the_long_one_does_not(
+    places: list[int], data: st.DataObject
+) -> None:
+    row = list(msgpack.unpackb(event_bytes(LOOKUP._replace(at_ms=0, client=b"")), use_list=False))
+    usual = frames._usual_look_up(tuple(row))
+    assert type(usual) is Dns
+    assert usual == frames.read_event(tuple(row))
+    for place in places:
+        row[place] = data.draw(MAYBE_WRONG[place])
+    short = frames._usual_look_up(tuple(row))
+    if short is not None:
+        assert short == frames.read_event(tuple(row))
 
 
 FLOW = next(event for event in EVERY_KIND if isinstance(event, Flow))
