@@ -41,10 +41,10 @@ package: install ## OpenWrt packages without an SDK, in build/package (ARGS="--k
 	@$(PY) -I packaging/build $(ARGS)
 
 qemu: build/installed-qemu package ## the built package in an emulated router, with power cuts (ARGS="-k traffic --cuts 5")
-	$(PY) -m pytest tests/qemu -s --timeout 900 $(ARGS)
+	$(PY) -m pytest tests/qemu -n 2 --dist worksteal --durations 20 $(ARGS)
 
 qemu-core: build/installed-qemu package ## the same without what takes long: sixty days, flash, arm64, fifty cuts
-	$(PY) -m pytest tests/qemu -s -m "not slow" --cuts 5 $(ARGS)
+	$(PY) -m pytest tests/qemu -n 2 --dist worksteal -m "not slow" --cuts 5 --durations 10 $(ARGS)
 
 build/installed-qemu: build/installed tests/qemu/apt.txt
 	@PYTHON="$(PYTHON)" tests/install.sh tests/qemu/apt.txt

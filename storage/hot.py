@@ -109,13 +109,16 @@ class Segment:
         path = self.path
         self._db.isolation_level = None
         if is_open:
+            # Before anything is read: or what a killed writer left is opened with its index in shared memory, which
+            # JFFS2 does not have, and the ring would not open again there.
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._db.execute("PRAGMA schema_version")  # makes the file, if it is not there
             found = os.stat(path)
             self._identity = (found.st_dev, found.st_ino)
             if found.st_mode & 0o077:
                 os.chmod(path, 0o600)
             # Page size first: it cannot be changed afterwards.
-            for pragma in ("page_size=1024", "locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+            for pragma in ("page_size=1024", "journal_mode=WAL", "synchronous=FULL"):
                 self._db.execute(f"PRAGMA {pragma}")
             self._db.execute("PRAGMA wal_autocheckpoint=800")
             if beginning is not None:

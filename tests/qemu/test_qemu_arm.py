@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.qemu import image as images
-from tests.qemu.conftest import Maker, Router
+from tests.qemu.conftest import Maker, Router, note
 from tests.qemu.test_qemu_package import install
 
 
@@ -17,7 +17,7 @@ def test_arm64(maker: Maker, work: Path) -> None:
     began = time.monotonic()
     with maker.machine(str(overlay), image=image, architecture="arm64").start() as machine:
         install(machine, "gatehouse_*.ipk")
-        print(f"arm64: installed and protecting {time.monotonic() - began:.1f} s after power")
+        note(f"arm64: installed and protecting {time.monotonic() - began:.1f} s after power")
         router = Router(machine, maker.network)
         network = maker.network
         assert machine.run("uname -m") == "aarch64"

@@ -19,13 +19,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.qemu.conftest import Golden, Maker, Router
+from tests.qemu.conftest import Golden, Maker, Router, note
 from tests.qemu.machine import Machine
 from tests.qemu.network import ROUTER
 from tests.qemu.volatile import VolatileDisk
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 7
+BATCH = 5
+"""Cuts in one test; pytest's workers share them."""
 NO_FLUSH = "mount -o remount,nobarrier /overlay"
 
 
@@ -102,11 +104,17 @@ def look(overlay: Path) -> tuple[list[str], str]:
     return found["names"], found["trouble"]
 
 
-@pytest.mark.timeout(1200)
-def test_nothing_is_lost_at_a_power_cut(maker: Maker, golden: Golden, cuts: int) -> None:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "batch" in metafunc.fixturenames:
+        cuts = int(metafunc.config.getoption("--cuts"))
+        metafunc.parametrize("batch", range(0, cuts, BATCH))
+
+
+def test_nothing_is_lost_at_a_power_cut(maker: Maker, golden: Golden, batch: int, cuts: int) -> None:
     """Every cut at another instant; half of them lose the cache, half of them tear it."""
-    dice, overlay, wrong, told, unwritten, hits = random.Random(SEED), maker.work / "cut.ext4", [], 0, 0, 0
-    for number in range(cuts):
+    cuts = min(BATCH, cuts - batch)
+    dice, overlay, wrong, told, unwritten, hits = random.Random(SEED + batch), maker.work / "cut.ext4", [], 0, 0, 0
+    for number in range(batch, batch + cuts):
         found = cut(maker, golden, overlay, dice, ("drop", "tear")[number % 2])
         told += found.told
         unwritten += found.unwritten
@@ -115,7 +123,7 @@ def test_nothing_is_lost_at_a_power_cut(maker: Maker, golden: Golden, cuts: int)
             wrong.append((number, found.wrong))
     assert not wrong, wrong
     assert hits > cuts / 2, f"{hits} of {cuts} cuts found something in the cache: then too little was tried"
-    print(f"{cuts} cuts, {hits} amid writing; {told} records told of, {unwritten} writes thrown away or torn")
+    note(f"{cuts} cuts, {hits} amid writing; {told} records told of, {unwritten} writes thrown away or torn")
 
 
 def test_the_harness_sees_a_loss(maker: Maker, golden: Golden) -> None:
@@ -141,7 +149,7 @@ def test_the_router_comes_back_by_itself(maker: Maker, golden: Golden, how: str)
         machine.start().login()
         router = Router(machine, maker.network)
         router.wait_until_protecting()
-        print(f"from power to protecting: {time.monotonic() - machine.started_at:.1f} s")
+        note(f"from power to protecting: {time.monotonic() - machine.started_at:.1f} s")
         assert "as they were written" in router.run("gatehouse verify")
         names = [row["name"] for row in router.rows("--domain flood.casino.example")]
         assert len(names) >= told

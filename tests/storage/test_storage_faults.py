@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -219,3 +220,16 @@ def test_a_disk_that_is_not_mounted_any_more_is_not_replaced_by_the_directory_be
         ring.commit()
     assert list(image.iterdir()) == []
     subprocess.run(["mount", "-t", "tmpfs", "none", str(image)], check=True)
+
+
+def test_what_a_killed_writer_left_opens_without_shared_memory(tmp_path: Path, clock: FakeClock) -> None:
+    """JFFS2 has none; here SQLite cannot make the file for it."""
+    ring = Ring(str(tmp_path / "ring"), clock)
+    ring.tick(clock.read())
+    ring.add([look_up(clock.mono, "kept.example")])
+    ring.commit()
+    left = tmp_path / "left"
+    shutil.copytree(tmp_path / "ring", left)  # its journal beside it, as after a kill
+    (journal,) = left.glob("*-wal")
+    journal.with_name(journal.name.replace("-wal", "-shm")).symlink_to(tmp_path / "nowhere" / "shm")
+    assert names_of(all_of(Ring(str(left), clock))) == ["kept.example"]

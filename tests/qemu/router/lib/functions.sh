@@ -2,15 +2,13 @@
 # Stand-in for OpenWrt's /lib/functions.sh: reading UCI, and what packages run when they come and go.
 # shellcheck disable=SC3043,SC1090
 
-config_load() { config_package=$1; }
-config_get() { # VARIABLE SECTION OPTION [DEFAULT]
-	local found
-	found=$(uci -q get "$config_package.$2.$3") || found=$4
-	eval "$1=\$found"
+config_load() { # PACKAGE: into CONFIG_SECTION_OPTION, as there; sections without a name are left out
+	eval "$(uci -q show "$1" | sed -n "s/' '/ /g; s/^$1\.\([A-Za-z0-9_]*\)\.\([A-Za-z0-9_]*\)=/CONFIG_\1_\2=/p")"
 }
+config_get() { eval "$1=\${CONFIG_${2}_$3:-\${4:-}}"; } # VARIABLE SECTION OPTION [DEFAULT]
 config_get_bool() {
 	local found
-	found=$(uci -q get "$config_package.$2.$3") || found=$4
+	config_get found "$2" "$3" "${4:-}"
 	case $found in
 	1 | on | true | yes | enabled) eval "$1=1" ;;
 	0 | off | false | no | disabled) eval "$1=0" ;;

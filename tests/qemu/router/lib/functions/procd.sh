@@ -33,12 +33,12 @@ procd_append_param() {
 	shift
 	[ $# -eq 0 ] || printf '%s\n' "$@" >>"$procd_new/$what"
 }
-procd_sum() { (cd "$1" && cat command env limits 2>/dev/null) | md5sum; }
+procd_words() { (cd "$1" && exec cat command env limits 2>/dev/null); }
 procd_close_instance() {
 	local place="$PROCD/$procd_name"
 	procd_seen="$procd_seen$procd_name "
 	if [ -d "$place" ]; then
-		if [ "$(procd_sum "$place")" = "$(procd_sum "$procd_new")" ] && procd_lives "$place"; then return; fi
+		if [ "$(procd_words "$place")" = "$(procd_words "$procd_new")" ] && procd_lives "$place"; then return; fi
 		procd_end "$place"
 	fi
 	mv "$procd_new" "$place"
