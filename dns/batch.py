@@ -107,7 +107,7 @@ class BatchDoor:
         who = self._who[1].unpack_from(self._in.names)
         length = self._in_sizes[0]
         entry = hot.clients.get(who[0], hot.nothing)(hash(self._in.data[2:length])) or _NO_ENTRY
-        address, octets, deadline, _, _ = ENTRY.unpack(entry)
+        address, octets, deadline = ENTRY.unpack(entry)
         if deadline < now:
             self._serve_mixed(1, now, who, [length], [entry], [0])
             return
@@ -199,7 +199,7 @@ class BatchDoor:
         if reply.hot is not None:
             self._keep(reply, client, key)
         self._held.append(reply.data)
-        return ENTRY.pack(address_of_bytes(reply.data) + 2, len(reply.data) - 2, 0, 0, 0)
+        return ENTRY.pack(address_of_bytes(reply.data) + 2, len(reply.data) - 2, 0)
 
     def _keep(self, reply: Reply, client: bytes, key: bytes) -> None:
         assert reply.hot is not None

@@ -1,9 +1,8 @@
 """Answers ready to send, found by the very octets of the question, and the counting of those who got them.
 
 The hash of a query from its third octet on (flags, counts, question, EDNS) is the key, one table per group; the value
-is five machine words: where the answer's tail lies, how long it is, until when its TTL is true, and where its record
-lies and how long that is. A batch of queries is looked up by one expression and answered by one gather list; nothing
-is copied.
+is three machine words: where the answer's tail lies, how long it is, and until when its TTL is true; its record lies
+behind the tail. A batch of queries is looked up by one expression and answered by one gather list; nothing is copied.
 The hash is Python's own: 64 bits of SipHash under a key that is new in each process, so nobody can make two questions
 meet, and by chance they do once in 10^14 questions at 100,000 answers; the questions themselves would be a third of
 all memory here.
@@ -19,8 +18,9 @@ import mmap
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import compress, count
+from operator import add
 from struct import Struct, calcsize
 from typing import Final, Protocol, TypeVar, cast
 
@@ -31,12 +31,9 @@ from policy.errors import WireError
 from policy.frame import Fold, event_bytes
 from policy.verdict import Verdict
 
-ENTRY: Final = Struct("@LLLLL")
-"""Tail's address and length, deadline; record's place in the arena, its octets and (lowest bit) is it a block's?
-
-`unsigned long` has the size of a pointer on Linux.
-"""
-WORDS: Final = 5
+ENTRY: Final = Struct("@LLL")
+"""Tail's address and length, deadline: `unsigned long` has the size of a pointer on Linux."""
+WORDS: Final = 3
 NEVER: Final = (1 << 32) - 1
 """A deadline that does not come: 136 years of uptime. It fits 32 bits, as an `unsigned long` must on many routers."""
 
@@ -51,6 +48,8 @@ PARTS: Final = 8
 
 _META: Final = Struct("@II")
 """In the arena before each tail: expiry (s, or NEVER), policy's end (s)."""
+_RECORD: Final = Struct("=H")
+"""Behind it, before the record: octets of the record, and (lowest bit) whether it is a block's."""
 _OPPOSITE: Final = b"\1\0" + bytes(254)
 
 Get = Callable[[int], bytes | None]
@@ -149,7 +148,7 @@ class HotCache:
         """Keep an answer. Gives its entry; None: there is no room before `tidy`."""
         tail = memoryview(reply.data)[2:]
         record = event_bytes(hot.record)
-        size = (_META.size + len(record) + len(tail) + 15) & ~7
+        size = (_META.size + len(tail) + _RECORD.size + len(record) + 15) & ~7
         part = self._parts[self._now]
         start = part.end
         if start + size > (self._now + 1) * self._part_bytes or PER_ENTRY * (len(part.keys) + 1) > self._part_bytes:
@@ -165,14 +164,16 @@ class HotCache:
         is_block = hot.record.verdict == Verdict.BLOCK
         _META.pack_into(self._arena, start, expires, policy_end)
         self._arena[at : at + len(tail)] = tail
-        self._arena[at + len(tail) : at + len(tail) + len(record)] = record
-        entry = ENTRY.pack(self._base + at, len(tail), deadline, at + len(tail), len(record) << 1 | is_block)
+        end = at + len(tail)
+        _RECORD.pack_into(self._arena, end, len(record) << 1 | is_block)
+        self._arena[end + _RECORD.size : end + _RECORD.size + len(record)] = record
+        entry = ENTRY.pack(self._base + at, len(tail), deadline)
         self._tables.setdefault(hot.group, {})[key_hash] = entry
         return entry
 
     def renew(self, client: bytes, key: bytes, entry: bytes, now: float) -> bytes | None:
         """An entry whose deadline has passed: stamped anew, or forgotten. Gives the entry to use."""
-        address, length, _, *record = ENTRY.unpack(entry)
+        address, length, _ = ENTRY.unpack(entry)
         at = address - self._base
         expires, policy_end = _META.unpack_from(self._arena, at - _META.size)
         get = self.clients.get(client)
@@ -191,7 +192,7 @@ class HotCache:
             table.pop(key_hash, None)
             return None
         self.counters["stamped"] += 1
-        entry = table[key_hash] = ENTRY.pack(address, length, min(policy_end, deadline), *record)
+        entry = table[key_hash] = ENTRY.pack(address, length, min(policy_end, deadline))
         return entry
 
     def find(self, client: bytes, key: bytes, now: float) -> bytes | None:
@@ -201,7 +202,7 @@ class HotCache:
             entry = self.renew(client, key, entry, now)
         if entry is None:
             return None
-        address, length, _, _, _ = ENTRY.unpack(entry)
+        address, length, _ = ENTRY.unpack(entry)
         self.note(entry, (client,), now)
         at = address - self._base
         return self._arena[at : at + length]
@@ -257,23 +258,20 @@ class HotCache:
                 self.dismiss(client)
         who = list(map(_numbered(queries_of).__getitem__, clients))
         words = memoryview(b"".join(noted)).cast("L")
-        places = words[3::WORDS].tolist()
-        sizes = dict(zip(places, words[4::WORDS].tolist(), strict=True))
-        stopped_places = [place for place, size in sizes.items() if size & 1]
+        places = list(map(add, words[0::WORDS].tolist(), words[1::WORDS].tolist()))
+        passed_places, passed_records, stopped_places, stopped_records = self._records(dict.fromkeys(places))
+        which = list(map(_numbered(passed_places + stopped_places).__getitem__, places))
         if not stopped_places:
-            which = list(map(_numbered(sizes).__getitem__, places))
-            self._put_folded(Fold(self._records(sizes, sizes), which, times, list(queries_of), who))
+            self._put_folded(Fold(passed_records, which, times, list(queries_of), who))
             return
         # A blocked look-up is on flash before it is acknowledged, so these travel by themselves.
-        passed_places = [place for place, size in sizes.items() if not size & 1]
-        which = list(map(_numbered(passed_places + stopped_places).__getitem__, places))
         first = len(passed_places)
         stopped = bytes([number >= first for number in which])
         if passed_places:
             wanted = stopped.translate(_OPPOSITE)
             self._put_folded(
                 Fold(
-                    self._records(passed_places, sizes),
+                    passed_records,
                     list(compress(which, wanted)),
                     _times_of(times, wanted),
                     list(queries_of),
@@ -282,7 +280,7 @@ class HotCache:
             )
         self._put_folded(
             Fold(
-                self._records(stopped_places, sizes),
+                stopped_records,
                 [number - first for number in compress(which, stopped)],
                 _times_of(times, stopped),
                 list(queries_of),
@@ -291,10 +289,24 @@ class HotCache:
             are_blocks=True,
         )
 
-    def _records(self, places: Iterable[int], sizes: Mapping[int, int]) -> list[bytes]:
-        """Packed."""
-        arena = self._arena
-        return [arena[place : place + (sizes[place] >> 1)] for place in places]
+    def _records(self, places: Iterable[int]) -> tuple[list[int], list[bytes], list[int], list[bytes]]:
+        """What lies at these addresses behind tails: places and packed records of what passed, and of blocks."""
+        passed: list[int] = []
+        passed_records: list[bytes] = []
+        stopped: list[int] = []
+        stopped_records: list[bytes] = []
+        arena, base, unpack, head = self._arena, self._base, _RECORD.unpack_from, _RECORD.size
+        for place in places:
+            at = place - base
+            (size,) = unpack(arena, at)
+            record = arena[at + head : at + head + (size >> 1)]
+            if size & 1:
+                stopped.append(place)
+                stopped_records.append(record)
+            else:
+                passed.append(place)
+                passed_records.append(record)
+        return passed, passed_records, stopped, stopped_records
 
     def _stamp(self, at: int, length: int, ttl: int) -> bool:
         data = b"\0\0" + self._arena[at : at + length]
