@@ -62,13 +62,13 @@ STALE_TTL_S: Final = 30
 MAX_STRANGERS: Final = 8
 """Replies with our id but another question: somebody is guessing, so ask again where guessing does not help."""
 MAX_CLIENTS: Final = 4096
-KNOWN_BITS: Final = 20
-"""Of a hash, to tell a question's second time from its first: a bitmap of 128 KiB."""
+KNOWN_BITS: Final = 22
+"""Of a hash, to tell a question's second time from its first: a bitmap of 512 KiB."""
 MAX_KNOWN: Final = 1 << 18
-"""Then the bitmap starts anew. By then one stranger in four is taken for known, which costs a place and no more."""
+"""Then the bitmap starts anew. By then one stranger in sixteen is taken for known, which costs a place and no more."""
 LOCAL_TTL_S: Final = 3600
 """Of what the RFCs fix: localhost, `.onion`, RFC 8482."""
-STAMP_MAX_S: Final = 120
+STAMP_MAX_S: Final = 600
 """How much too short the TTL of a ready answer may be told, so that it need not be stamped anew all the time."""
 _ADD_MAC: Final = 65001
 """dnsmasq's option for `--add-mac`, from the range for local use."""
