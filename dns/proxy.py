@@ -62,10 +62,10 @@ STALE_TTL_S: Final = 30
 MAX_STRANGERS: Final = 8
 """Replies with our id but another question: somebody is guessing, so ask again where guessing does not help."""
 MAX_CLIENTS: Final = 4096
-KNOWN_BITS: Final = 22
-"""Of a hash, to tell a question's second time from its first: a bitmap of 512 KiB."""
+KNOWN_BITS: Final = 21
+"""Of a hash, to tell a question's second time from its first: a bitmap of 256 KiB."""
 MAX_KNOWN: Final = 1 << 18
-"""Then the bitmap starts anew. By then one stranger in sixteen is taken for known, which costs a place and no more."""
+"""Then the bitmap starts anew. By then one stranger in eight is taken for known, which costs a place and no more."""
 LOCAL_TTL_S: Final = 3600
 """Of what the RFCs fix: localhost, `.onion`, RFC 8482."""
 STAMP_MAX_S: Final = 600
