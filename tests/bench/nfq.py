@@ -26,7 +26,8 @@ Suricata 7 from Debian 13 in a chroot under build/, with SNI, Host and QUIC rule
 and let the flow go by the mark once its name was seen (keyword `bypass`); squid, peek and splice, which relays all
 bytes.
 A run in which processes that are no part of this took more than QUIET of a processor is done again.
-`--rounds`, `--seconds`, `--only ours,floor`, `--loads tls`, `--under-way 4,64,2x32`.
+`--rounds`, `--seconds`, `--only ours,floor`, `--loads tls`, `--under-way 4,64,2x32`; `--limit SECONDS`: no round begins
+that would not end by then.
 """
 
 import argparse
@@ -396,10 +397,12 @@ def main() -> None:
     parser.add_argument("--only", default="ours,library,floor,suricata,squid")
     parser.add_argument("--loads", default=",".join(LOADS))
     parser.add_argument("--under-way", default="4,64,2x32")
+    parser.add_argument("--limit", type=float, default=float("inf"))
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     only, loads = options.only.split(","), options.loads.split(",")
     others = [under_way_of(text) for text in options.under_way.split(",") if text]
+    end_s = time.monotonic() + options.limit
     with (
         tempfile.TemporaryDirectory(prefix="gatehouse-bench-") as base,
         Lab.running(Path(base, "lab"), agent=False) as lab,
@@ -407,14 +410,20 @@ def main() -> None:
         os.chmod(base, 0o755)
         bench = Bench(lab, Path(base))
         try:
-            rows = measure(bench, only, loads, others, options.rounds, options.seconds)
+            rows = measure(bench, only, loads, others, options.rounds, options.seconds, end_s)
         finally:
             bench.stop()
     write("nfq", rows + parser_rows())
 
 
 def measure(
-    bench: Bench, only: list[str], loads: list[str], others: list[tuple[int, int]], rounds: int, seconds: float
+    bench: Bench,
+    only: list[str],
+    loads: list[str],
+    others: list[tuple[int, int]],
+    rounds: int,
+    seconds: float,
+    end_s: float,
 ) -> list[Row]:
     bench.start("server", "internet", [str(bench.load), "serve", SERVER, str(PORT), "2"])
     starts: dict[str, Callable[[], list[int] | None]] = {
@@ -430,7 +439,12 @@ def measure(
     wide: dict[tuple[str, str, tuple[int, int]], list[dict[str, float]]] = {}
     bulk: dict[str, list[float]] = {}
     order = list(pids)
+    taken_s = 0.0
     for number in range(-1, rounds):
+        begun_s = time.monotonic()
+        if number > 0 and begun_s + taken_s > end_s:
+            print(f"bench: {number} rounds of {rounds}, for want of time", file=sys.stderr)
+            break
         for load in loads:
             for name in ("off", *order):
                 if (name, load) in SKIPPED:
@@ -450,6 +464,7 @@ def measure(
                 with in_force(bench, name):
                     bulk.setdefault(name, []).append(download(bench))
         order.append(order.pop(0))
+        taken_s = time.monotonic() - begun_s
     return rows_of(pids, loads, results, quiet, bulk) + rows_under_way(list(pids), wide)
 
 
