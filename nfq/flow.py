@@ -113,6 +113,16 @@ class Stream:
             whole += part[same:]
         return bytes(whole)
 
+    def joined_with(self, seq: int, payload: bytes) -> bytes | None:
+        """The octets from the beginning if this segment stands right behind the only one so far; None: it is not so
+        simple. Nothing is taken in."""
+        first = self._parts.get(0)
+        if first is None or len(self._parts) > 1 or len(self._starts) > 1 or self.ambiguous:
+            return None
+        if (self._start + len(first) - seq) & 0xFFFFFFFF or len(first) + len(payload) > MAX_OCTETS:
+            return None
+        return first + payload
+
     def later_starts(self) -> list[bytes]:
         """The same octets as they would read if the stream began where it was once thought to.
 

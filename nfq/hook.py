@@ -152,16 +152,21 @@ class Hook:
                 and total == len(data)
                 and not fragment & 0x3FFF
                 and not flags & 6
-                and key not in flows.pending
                 and key not in flows.late
                 # Ports used again within seconds are a new connection if its numbers begin elsewhere.
                 and not ((entry := flows.decided.get(key) or flows.older.get(key)) and is_near(entry, seq))
             ):
-                if data[start] != 0x16:
-                    return self._receive_request(data, start, key, mac, now)
-                hello = parse_tls(data, start)
+                pending = flows.pending.get(key)
+                if pending is None:
+                    if data[start] != 0x16:
+                        return self._receive_request(data, start, key, mac, now)
+                    hello = parse_tls(data, start)
+                else:
+                    hello = _completed(pending, seq, data[start:])
                 if type(hello) is Hello:
                     name, has_ech = hello
+                    if pending is not None:
+                        mac = mac or pending.mac
                     group = self.decider.group_of(src, mac)
                     wall_s = now[2]
                     # Without a name it is a blind spot, which is counted on the long way: it never gets a template.
@@ -170,12 +175,15 @@ class Hook:
                         if template is not None:
                             self._packets += 1
                             self._fast += 1
-                            flows.decided[key] = seq << 4 | 1
+                            if pending is not None:
+                                flows.decide(key, 1, seq)
+                            else:
+                                flows.decided[key] = seq << 4 | 1
                             if has_ech:
                                 self._blind[8] = self._blind.get(8, 0) + 1
                             self._put_row((template, src + mac, sport, now[1]))
                             return 1
-                elif hello == tls.NEED_MORE and len(data) < MAX_FIRST:
+                elif pending is None and hello == tls.NEED_MORE and len(data) < MAX_FIRST:
                     # The first segment of a hello in several, as the long way would take it in.
                     self._packets += 1
                     stream = Stream(seq)
@@ -451,6 +459,14 @@ class Hook:
         flow = new_tuple(Flow, values)  # its own constructor takes the fields by name, at three times the price
         self._put(flow)
         return flow
+
+
+def _completed(pending: Pending, seq: int, payload: bytes) -> Hello | None:
+    """The hello that this segment completes, if it is as simple as that: the second of two, in order."""
+    stream = pending.stream
+    octets = stream.joined_with(seq, payload) if stream is not None else None
+    hello = parse_tls(octets) if octets is not None else None
+    return hello if isinstance(hello, Hello) else None
 
 
 def look(stream: Stream) -> Sight | None:

@@ -156,6 +156,26 @@ def test_a_flow_left_half_open_is_no_pass_for_all_that_come_with_its_ports() -> 
     assert [record.name for record in desk.records] == ["", "www.example.org"]
 
 
+def test_a_hello_in_two_is_decided_alike_whether_its_like_was_seen_before_or_not() -> None:
+    """Once a decision is remembered, the second of two segments takes the short way, which must come to the same."""
+    for mac in (MAC, b""):
+        rows: list[Row] = []
+        seen: list[Flow] = []
+        hook = Hook(Rules(), seen.append, rows.append)
+        assert hook.receive(segment(HELLO), MAC, at(0)) == Mark.ALLOW
+        (first,) = seen
+        for cut in range(1, len(HELLO)):
+            port = 41_000 + cut
+            assert hook.receive(segment(HELLO[:cut], sport=port), MAC, at(1)) == Mark.UNDECIDED, cut
+            assert hook.receive(segment(HELLO[cut:], seq=1 + cut, sport=port), mac, at(2)) == Mark.ALLOW, cut
+            (row,) = rows
+            assert flows_of(fold([row]))[0] == first._replace(at_ms=2000, sport=port), cut
+            assert hook.receive(segment(HELLO[cut:], seq=1 + cut, sport=port), mac, at(2)) == Mark.ALLOW, cut
+            assert hook.counters["pending"] == hook.counters["pending_bytes"] == 0
+            rows.clear()
+        assert seen == [first]
+
+
 def test_an_octet_in_front_of_the_stream_does_not_hide_the_hello() -> None:
     desk = Desk(b"www.example.org")
     assert desk.receive(segment(HELLO[:100], seq=100)) == Mark.UNDECIDED
