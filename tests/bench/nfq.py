@@ -5,7 +5,7 @@ server, kernel and hook share this machine's processors, the client keeps 16 con
 whatever the hook or its agent takes is taken from them. How many are under way decides what such a ratio says, so tls
 and pq are measured with others, too, each for everybody alike. With 4 it is the set-up time once more: nobody has
 anything to do while the hook's batch is decided, and a client whose line adds milliseconds would see nothing of it.
-With 64 it is capacity, as a school sees it when the bell rings. `2 x 32` are two clients, which with the servers fill
+With 64 it is capacity, as a school sees it when the bell rings. `2 x 32` are two clients, which with the server fill
 two processors before there is any hook: there each microsecond counts in full, the kernel's own for the queue and for
 the rules as well; with one client its thread is the bottleneck, and a hook takes part of the kernel's work off it,
 which is how a ratio can be above 1. Client and server are C (nfq_c/load.c), an epoll loop each, and
@@ -425,7 +425,7 @@ def measure(
     seconds: float,
     end_s: float,
 ) -> list[Row]:
-    bench.start("server", "internet", [str(bench.load), "serve", SERVER, str(PORT), "2"])
+    bench.start("server", "internet", [str(bench.load), "serve", SERVER, str(PORT)])
     starts: dict[str, Callable[[], list[int] | None]] = {
         "ours": lambda: start_ours(bench, "ours", "netlink"),
         "library": lambda: start_ours(bench, "library", "netfilterqueue"),
