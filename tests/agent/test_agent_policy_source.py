@@ -9,10 +9,9 @@ from policy.config import load
 
 def test_a_first_image_is_in_force_when_its_compiler_has_ended_not_when_its_file_is_there(tmp_path: Path) -> None:
     path = tmp_path / "gatehouse"
-    path.write_text(
-        f"config gatehouse 'main'\n\toption state_dir '{tmp_path}'\nconfig policy 'policy'\n\toption table '{tmp_path}/policy.gp'\n",
-        encoding="utf-8",
-    )
+    text = f"config gatehouse 'main'\n\toption state_dir '{tmp_path}'\n"
+    text += f"config policy 'policy'\n\toption table '{tmp_path}/policy.gp'\n"
+    path.write_text(text, encoding="utf-8")
     keeper = Keeper(load(path.read_text(encoding="utf-8")), str(path))
     keeper.compile_soon()
     deadline = time.monotonic() + 30

@@ -49,5 +49,5 @@ def test_an_installer_provisions_over_the_second_line(router: Router, tmp_path: 
     note(f"provisioned over the second UART: {time.monotonic() - began:.1f} s")
     assert PASSWORD not in report
     assert router.run("uci get gatehouse.main.venue") == "11010510010001"
-    assert router.run("uci get gatehouse.main.enabled") == "1"
+    assert router.run("uci get gatehouse.main.enabled") == "on"
     router.wait_for("nft list table inet gatehouse", 60)
