@@ -54,6 +54,8 @@ class Keeper:
         self._path = path
         self._child: subprocess.Popen[bytes] | None = None
         self._again = False
+        self._is_first = False
+        """Nothing was there yet: it is being made, and until its compiler has ended no hook was told of it."""
         self._due_s = 0.0
         self._trouble = ""
         self._actor = "agent"
@@ -83,6 +85,7 @@ class Keeper:
         if self._child is not None:
             self._again = True
             return
+        self._is_first |= not os.path.exists(self._policy.table)
         # A file, not a pipe: a report on large lists is larger than a pipe holds, and nobody reads while it runs.
         self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # `poll` reads and closes it
         self._child = subprocess.Popen(
@@ -100,7 +103,7 @@ class Keeper:
             return []
         if self._child.poll() is None:
             return []
-        status, self._child = self._child.returncode, None
+        status, self._child, self._is_first = self._child.returncode, None, False
         self._said.seek(0)
         lines = self._said.read(MAX_REPORT).splitlines()
         self._said.close()
@@ -123,7 +126,7 @@ class Keeper:
 
     def troubles(self) -> list[str]:
         """What is wrong now, in words for a person."""
-        if not os.path.exists(self._policy.table):
+        if self._is_first or not os.path.exists(self._policy.table):
             return [self._trouble or "policy: not compiled yet"]
         return [self._trouble] if self._trouble else []
 

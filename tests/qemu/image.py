@@ -74,7 +74,7 @@ EARLY = ("virtio_pci", "virtio_mmio", "virtio_blk", "squashfs", "overlay", "ext4
 LATE = (
     *("virtio_net", "bridge", "nft_queue", "nfnetlink_queue", "nf_conntrack_netlink", "nft_ct", "nft_nat", "nft_masq"),
     *("nft_chain_nat", "nft_redir", "nft_reject_inet", "nft_fib_inet", "nft_flow_offload", "nf_flow_table_inet"),
-    *("nft_log", "nft_limit", "nft_counter", "nf_reject_ipv4", "nf_reject_ipv6", "loop", "i6300esb", "softdog"),
+    *("nft_log", "nft_limit", "nft_counter", "nf_reject_ipv4", "nf_reject_ipv6", "loop", "i6300esb", "softdog", "veth"),
     *("mtdram", "mtdblock", "jffs2", "nandsim", "ubi", "ubifs", "zstd", "lzo", "deflate"),
 )
 """Kernel modules of the router itself."""

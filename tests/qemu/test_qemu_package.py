@@ -58,6 +58,20 @@ def test_an_upgrade_keeps_records_and_settings(maker: Maker) -> None:
         assert "as they were written" in machine.run("gatehouse verify")
 
 
+def test_the_doctor_finds_a_healthy_router_healthy(router: Router) -> None:
+    """Every part is looked at; absent is only what this machine does not have."""
+    router.wait_until_protecting()
+    said = router.run("gatehouse doctor", 120)
+    assert said.splitlines()[-1] == "ok"
+    rows = [line.split(maxsplit=1) for line in said.splitlines()[:-1] if line.startswith(("ok", "not ok", "absent"))]
+    found = {what.split()[0]: word for word, what in rows}
+    absent = {name for name, word in found.items() if word == "absent"}
+    assert absent == {"watchdog", "flash", "heat", "led", "certificate"}, rows
+    assert {word for name, word in found.items() if name not in absent} == {"ok"}, rows
+    looked_at = {"agent", "rules", "queues", "workers", "modules", "policy", "storage", "upstream", "broker"}
+    assert looked_at <= found.keys(), rows
+
+
 def install(machine: Machine, name: str) -> None:
     """From the prompt to a protected venue, with this package of the stick."""
     machine.login()

@@ -12,3 +12,4 @@ nft_reject_inet
 nft_fib_inet
 nft_flow_offload
 nf_flow_table_inet
+veth
