@@ -17,7 +17,7 @@ def test_the_package_came_from_the_feed_and_protects(router: Router) -> None:
     table = router.run("nft list table inet gatehouse")
     assert "queue flags bypass to 20" in table, table
     assert router.run("cut -c1-6 /proc/net/netfilter/nfnetlink_queue").split() == ["20", "21"], (
-        "visits, and what remains unnamed"
+        "visits, and what is refused"
     )
 
 
