@@ -1,7 +1,7 @@
 """Whose address is it: what the agent knows of each LAN address at this moment.
 
-An address that is not known is looked for in the kernel's table once, at most every half second: whoever has just
-talked to the router stands in it.
+An address that is not known is looked for in the kernel's table, at most once every half second, and so are few others
+in that time: whoever has just talked to the router stands in it.
 Rule: bounded, and the entry that was used least recently goes first: a client that makes up addresses can only push out
 others' MACs until the next look at the kernel's table, not fill the memory.
 """
@@ -18,6 +18,9 @@ from agent.intake import Identity
 MAX_ADDRESSES: Final = 16384
 """About 3 MB; a /18 of IPv4, or 2,000 clients with eight IPv6 addresses each."""
 LOOK_S: Final = 0.5
+MAX_LOOKS: Final = 4
+"""In that time: one stranger is not to leave the next one's first record without a MAC, and a flood of made-up
+addresses is not to have the table read for each."""
 _UNKNOWN: Final = Identity()
 
 
@@ -30,7 +33,9 @@ class Addresses:
         self._known: OrderedDict[bytes, Identity] = OrderedDict()
         self._read_table = read_table
         self._now_s = now_s
-        self._look_at = 0.0
+        self._forget_at = 0.0
+        self._missed: set[bytes] = set()
+        """Looked for lately."""
         self._changed: dict[bytes, Identity] = {}
 
     def __len__(self) -> int:
@@ -39,8 +44,7 @@ class Addresses:
     def identify(self, address: bytes) -> Identity:
         """What is known of this address; empty fields where nothing is."""
         found = self._known.get(address)
-        if found is None and (now_s := self._now_s()) >= self._look_at:
-            self._look_at = now_s + LOOK_S
+        if found is None and self._may_look(address):
             self.refresh(self._read_table())
             found = self._known.get(address)
         return found or _UNKNOWN
@@ -79,6 +83,15 @@ class Addresses:
         """What changed since the last call."""
         changed, self._changed = self._changed, {}
         return changed
+
+    def _may_look(self, address: bytes) -> bool:
+        if (now_s := self._now_s()) >= self._forget_at:
+            self._forget_at = now_s + LOOK_S
+            self._missed.clear()
+        if address in self._missed or len(self._missed) >= MAX_LOOKS:
+            return False
+        self._missed.add(address)
+        return True
 
     def refresh(self, table: Mapping[bytes, bytes]) -> None:
         """The kernel's neighbour table."""

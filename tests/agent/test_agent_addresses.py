@@ -1,6 +1,6 @@
 """Whose address: learned, corrected, bounded."""
 
-from agent.addresses import LOOK_S, MAX_ADDRESSES, Addresses
+from agent.addresses import LOOK_S, MAX_ADDRESSES, MAX_LOOKS, Addresses
 from agent.intake import Identity
 
 ANN, BEN = b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"
@@ -34,7 +34,12 @@ def test_a_stranger_is_looked_for_in_the_kernels_table_but_not_on_every_packet()
     assert known.identify(b"\x0a\0\0\2").mac == ANN
     for _ in range(100):
         assert known.identify(b"\x0a\0\0\3") == Identity()
-    assert looks == [10.0]
+    assert looks == [10.0, 10.0]
+    table[b"\x0a\0\0\4"] = BEN
+    assert known.identify(b"\x0a\0\0\4").mac == BEN, "though another was looked for in vain just now"
+    for number in range(100):
+        known.identify(bytes((10, 0, 1, number)))
+    assert looks == [10.0] * MAX_LOOKS
     table[b"\x0a\0\0\3"] = BEN
     now += LOOK_S
     assert known.identify(b"\x0a\0\0\3").mac == BEN

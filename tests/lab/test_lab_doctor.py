@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -193,7 +193,8 @@ def flushed(venue: Venue) -> Iterator[Said]:
 def unbound(venue: Venue) -> Iterator[Said]:
     unbind(venue.lab.processes()["nfq/0"])
     yield doctor(venue.lab)
-    venue.lab.kill("nfq/0")  # what the agent does too, after four seconds
+    with suppress(KeyError, ProcessLookupError):  # what the agent does too, after four seconds
+        venue.lab.kill("nfq/0")
 
 
 @contextmanager
