@@ -14,11 +14,10 @@ millisecond would hide the hook's twenty microseconds: a ratio here is a lower b
 First flights are real ones, 64 names each: an HTTP request, OpenSSL's hello, Chromium's post-quantum hello (1.9 kB) in
 one segment and in two. `tcp` opens connections and says nothing: none of it may reach a queue.
 
-Same namespaces, same rules, one queue number each. For each load, in each round, everybody has his turn behind "off", in
-an order that moves on from round to round; ratios are of neighbours in time, figures are medians. "Off" is the router
-without us, and such a router has a firewall: it translates addresses, so it tracks connections, and lets by what belongs
-to one. That one rule is always there; what the kernel's tracking costs (5 % of a connection that says nothing) is not
-ours.
+Same namespaces, same rules, one queue number each. For each load, in each round, everybody has his turn behind "off",
+in an order that moves on from round to round; ratios are of neighbours in time, figures are medians. "Off" is the
+router without us, and such a router has a firewall: it translates addresses, so it tracks connections, and lets by what
+belongs to one. That one rule is always there: what the kernel's tracking costs is not ours.
 CPU is the scheduler's own count of the contender's process (for ours: and of the agent, which files the records); it
 holds the kernel's work on its behalf: the verdict carries the packet on to the server. Added set-up time is one
 connection at a time, half as long.
