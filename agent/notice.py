@@ -10,6 +10,7 @@ import os
 import re
 from typing import Final
 
+from nfq.page import escape
 from policy.config import Config
 from policy.digest import sha256
 from policy.errors import ConfigError, StorageError
@@ -25,7 +26,6 @@ _TITLES: Final = {
     "block": "Sites that were blocked",
     "nat": "Which outside address and ports your device had",
 }
-_ESCAPED: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
 _FIELDS: Final = {
     "account": "your account",
     "phone": "your telephone number (sealed)",
@@ -91,11 +91,6 @@ def publish(profile: Profile, config: Config) -> str:
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from None
     return path
-
-
-def escape(text: str) -> str:
-    """Text as HTML, in attributes too: what html.escape does, whose module costs half a megabyte of entities' names."""
-    return text.translate(_ESCAPED)
 
 
 def render(profile: Profile, config: Config) -> str:

@@ -41,7 +41,7 @@ class Pages:
 
     def __init__(self, url: str = "", appeal: str = "") -> None:
         self._url = url
-        self._appeal = _escape((appeal or "Is this a mistake? Ask those who run this network.")[:MAX_APPEAL])
+        self._appeal = escape((appeal or "Is this a mistake? Ask those who run this network.")[:MAX_APPEAL])
 
     def answer(self, host: str, decision: Decision, *, is_head: bool = False) -> bytes:
         """The whole response, at most MAX_ANSWER octets."""
@@ -51,9 +51,9 @@ class Pages:
             head = _HEAD.format(status="302 Found", more=f"Location: {self._url}{mark}{query}\r\n", length=0)
             return head.encode("ascii", "replace")[:MAX_ANSWER]
         body = _HTML.format(
-            host=_escape(host[:MAX_HOST]),
+            host=escape(host[:MAX_HOST]),
             why=WHY.get(decision.reason, "blocked by the policy of this venue"),
-            rule=_escape(decision.rule[:MAX_HOST]) or decision.reason.name.lower(),
+            rule=escape(decision.rule[:MAX_HOST]) or decision.reason.name.lower(),
             appeal=self._appeal,
         ).encode()
         more = "Content-Type: text/html; charset=utf-8\r\n"
@@ -61,7 +61,8 @@ class Pages:
         return answer if is_head else answer + body
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Text as HTML, in attributes too, without `html`: that is half a megabyte of entities' names."""
     for char, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("'", "&#39;")):
         text = text.replace(char, entity)
     return text
