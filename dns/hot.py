@@ -259,54 +259,35 @@ class HotCache:
         who = list(map(_numbered(queries_of).__getitem__, clients))
         words = memoryview(b"".join(noted)).cast("L")
         places = list(map(add, words[0::WORDS].tolist(), words[1::WORDS].tolist()))
-        passed_places, passed_records, stopped_places, stopped_records = self._records(dict.fromkeys(places))
-        which = list(map(_numbered(passed_places + stopped_places).__getitem__, places))
-        if not stopped_places:
-            self._put_folded(Fold(passed_records, which, times, list(queries_of), who))
+        passed, stopped = self._records(dict.fromkeys(places))
+        if not stopped:
+            which = list(map(_numbered(passed).__getitem__, places))
+            self._put_folded(Fold(list(passed.values()), which, times, list(queries_of), who))
             return
         # A blocked look-up is on flash before it is acknowledged, so these travel by themselves.
-        first = len(passed_places)
-        stopped = bytes([number >= first for number in which])
-        if passed_places:
-            wanted = stopped.translate(_OPPOSITE)
-            self._put_folded(
-                Fold(
-                    passed_records,
+        which = list(map((_numbered(passed) | _numbered(stopped)).__getitem__, places))
+        are_stopped = bytes(map(stopped.__contains__, places))
+        for records, wanted in ((passed, are_stopped.translate(_OPPOSITE)), (stopped, are_stopped)):
+            if records:
+                fold = Fold(
+                    list(records.values()),
                     list(compress(which, wanted)),
                     _times_of(times, wanted),
                     list(queries_of),
                     list(compress(who, wanted)),
                 )
-            )
-        self._put_folded(
-            Fold(
-                stopped_records,
-                [number - first for number in compress(which, stopped)],
-                _times_of(times, stopped),
-                list(queries_of),
-                list(compress(who, stopped)),
-            ),
-            are_blocks=True,
-        )
+                self._put_folded(fold, are_blocks=records is stopped)
 
-    def _records(self, places: Iterable[int]) -> tuple[list[int], list[bytes], list[int], list[bytes]]:
-        """What lies at these addresses behind tails: places and packed records of what passed, and of blocks."""
-        passed: list[int] = []
-        passed_records: list[bytes] = []
-        stopped: list[int] = []
-        stopped_records: list[bytes] = []
+    def _records(self, places: Iterable[int]) -> tuple[dict[int, bytes], dict[int, bytes]]:
+        """What lies at these addresses behind tails: packed records by place, of what passed, and of blocks."""
+        passed: dict[int, bytes] = {}
+        stopped: dict[int, bytes] = {}
         arena, base, unpack, head = self._arena, self._base, _RECORD.unpack_from, _RECORD.size
         for place in places:
             at = place - base
             (size,) = unpack(arena, at)
-            record = arena[at + head : at + head + (size >> 1)]
-            if size & 1:
-                stopped.append(place)
-                stopped_records.append(record)
-            else:
-                passed.append(place)
-                passed_records.append(record)
-        return passed, passed_records, stopped, stopped_records
+            (stopped if size & 1 else passed)[place] = arena[at + head : at + head + (size >> 1)]
+        return passed, stopped
 
     def _stamp(self, at: int, length: int, ttl: int) -> bool:
         data = b"\0\0" + self._arena[at : at + length]
