@@ -34,8 +34,8 @@ class Addresses:
         self._read_table = read_table
         self._now_s = now_s
         self._forget_at = 0.0
-        self._missed: set[bytes] = set()
-        """Looked for lately."""
+        self._looked_for: set[bytes] = set()
+        """Since LOOK_S ago at most, found or not."""
         self._changed: dict[bytes, Identity] = {}
 
     def __len__(self) -> int:
@@ -87,10 +87,10 @@ class Addresses:
     def _may_look(self, address: bytes) -> bool:
         if (now_s := self._now_s()) >= self._forget_at:
             self._forget_at = now_s + LOOK_S
-            self._missed.clear()
-        if address in self._missed or len(self._missed) >= MAX_LOOKS:
+            self._looked_for.clear()
+        if address in self._looked_for or len(self._looked_for) >= MAX_LOOKS:
             return False
-        self._missed.add(address)
+        self._looked_for.add(address)
         return True
 
     def refresh(self, table: Mapping[bytes, bytes]) -> None:

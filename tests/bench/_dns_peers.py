@@ -57,7 +57,7 @@ int main(int argc, char **argv) {
         for (int done = 0, sent; done < number; done += sent)
             if ((sent = sendmmsg(fd, batch + done, number - done, 0)) <= 0) break;
     }
-#endif
+#else
     for (;;) {
         unsigned char data[512];
         struct sockaddr_in from;
@@ -67,6 +67,7 @@ int main(int argc, char **argv) {
         data[2] |= 0x80;
         sendto(fd, data, octets, 0, (struct sockaddr *)&from, length);
     }
+#endif
 }
 """
 

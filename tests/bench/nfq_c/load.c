@@ -1,4 +1,4 @@
-/* New connections as fast as they go. `load serve ADDRESS PORT [PROCESSES]` and
+/* New connections as fast as they go. `load serve ADDRESS PORT` and
  * `load run ADDRESS PORT FILE SECONDS PARALLEL PIECES KINDS`: connect, send the next of FILE's KINDS equal parts (in
  * PIECES segments), wait for the answer, close by reset (no TIME_WAIT, so ports do not run out). With an empty FILE a
  * connection is done when it is there. Prints JSON: connections, seconds, failed, set-up and
@@ -13,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -33,14 +32,11 @@ static void watch(int fd, unsigned what, unsigned long tag, int how) {
     epoll_ctl(poll_fd, how, fd, &e);
 }
 
-static void serve(int processes) {
+static void serve(void) {
     static char buffer[65536];
     struct epoll_event ready[256];
-    /* Each with a socket of its own, among which the kernel spreads connections. They end with the first one. */
-    for (int i = 1; i < processes; i++) if (!fork()) { prctl(PR_SET_PDEATHSIG, SIGKILL); break; }
     int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    setsockopt(listener, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one);
     if (bind(listener, (struct sockaddr *)&peer, sizeof peer) || listen(listener, 4096)) { perror("listen"); exit(1); }
     poll_fd = epoll_create1(0);
     watch(listener, EPOLLIN, listener, EPOLL_CTL_ADD);
@@ -78,7 +74,7 @@ int main(int argc, char **argv) {
     if (argc < 4) return 2;
     peer = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(atoi(argv[3]))};
     inet_pton(AF_INET, argv[2], &peer.sin_addr);
-    if (!strcmp(argv[1], "serve")) serve(argc > 4 ? atoi(argv[4]) : 1);
+    if (!strcmp(argv[1], "serve")) serve();
     if (argc < 9) return 2;
     FILE *file = fopen(argv[4], "rb");
     if (!file) { perror(argv[4]); return 1; }
