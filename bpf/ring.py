@@ -1,0 +1,55 @@
+"""What programs in the kernel have to tell: the ring buffer they write to, read from shared memory without a call.
+
+Rule: records are read in the order the kernel reserved them; one that is still being written ends the reading.
+Source: Documentation/bpf/ringbuf.rst; kernel/bpf/ringbuf.c.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from typing import Final
+
+from bpf.kernel import Kernel, MapType
+
+_HEAD: Final = 8
+"""Octets before each record: its length with two flags, and where the ring's own page lies."""
+_BUSY: Final = 1 << 31
+_DISCARD: Final = 1 << 30
+
+
+class Ring:
+    """A ring of `size` octets (a power of two, whole pages) for records of `record` octets each, whole 8s."""
+
+    def __init__(self, kernel: Kernel, size: int, record: int, name: str = "") -> None:
+        self.fd: Final = kernel.create_map(MapType.RINGBUF, 0, 0, size, name=name)
+        self._size = size
+        self._record = record
+        page = mmap.PAGESIZE
+        self._consumer = mmap.mmap(self.fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        # The producer's position, then the data twice over, so that no record is ever cut in two.
+        self._producer = mmap.mmap(self.fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        self._read_to = memoryview(self._consumer).cast("L")
+        self._written_to = memoryview(self._producer).cast("L")
+        self._data = memoryview(self._producer)[page:]
+        self._barrier = threading.Lock()
+
+    def read(self, most: int) -> memoryview:
+        """Up to `most` records, each of `record` octets behind 8 of its head; true until `release`."""
+        start = self._read_to[0]
+        end = self._written_to[0]
+        with self._barrier:  # what the kernel wrote before it moved its position is seen after this
+            pass
+        step = _HEAD + self._record
+        number = min((end - start) // step, most)
+        at = start & (self._size - 1)
+        found = self._data[at : at + number * step]
+        heads = found.cast("I")[:: step // 4].tolist()
+        if number and max(heads) >= _BUSY:
+            number = next(i for i, head in enumerate(heads) if head & _BUSY)
+        return found[: number * step]
+
+    def release(self, octets: int) -> None:
+        """So many octets of what `read` gave may be written over."""
+        with self._barrier:
+            self._read_to[0] += octets
