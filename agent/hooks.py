@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from policy.errors import ConfigError
 from policy.verdict import Decider
 
 if TYPE_CHECKING:
+    from dns.kernel import KernelAnswers
     from policy.legal import Capture
 
 
@@ -28,6 +30,7 @@ def run(role: str, config: Config, path: str, worker: int) -> int:
     # Read with root's eyes, for the agent may not have handed over anything yet.
     engine: Engine = engine_of(config)
     is_new = True
+    kernel = _kernel_answers(config) if role == "dns" and worker == 0 else None
     if privileges.drop(role, config) is not None:
         path = shared.config_path(config)
 
@@ -52,6 +55,7 @@ def run(role: str, config: Config, path: str, worker: int) -> int:
             lan=config.main.lan,
             settings_source=lambda: read_config(path).dns,
             wall_s=_wall_clock(config),
+            kernel=kernel,
         )
     else:
         from nfq import worker as nfq_worker
@@ -65,6 +69,22 @@ def run(role: str, config: Config, path: str, worker: int) -> int:
             wall_s=_wall_clock(config),
         )
     return 0
+
+
+def _kernel_answers(config: Config) -> KernelAnswers | None:
+    """What answers repeated questions inside the kernel. Made while we still have the privileges that it takes."""
+    if not config.dns.kernel:
+        return None
+    from dns.hot import PARTS, part_bytes
+    from dns.kernel import KernelAnswers
+
+    redirected = 53 if config.main.firewall != "none" and config.dns.port != 53 else 0
+    arena = PARTS * part_bytes(config.dns.hot_bytes)
+    try:
+        return KernelAnswers(config.dns.port, redirected, arena, ("lo", *config.main.lan))
+    except OSError as error:
+        print(f"dns: no answers from within the kernel, every question goes the usual way: {error}", file=sys.stderr)
+        return None
 
 
 def _sieve(config: Config) -> Capture | None:

@@ -158,7 +158,7 @@ class Kernel:
         return int(_BATCH.unpack_from(attributes)[4])
 
     def _element(self, command: int, fd: int, key: bytes, value: bytes) -> None:
-        held, other = ctypes.c_char_p(key), ctypes.c_char_p(value)
+        held, other = ctypes.c_char_p(key), ctypes.c_char_p(value or None)
         at = [ctypes.cast(each, ctypes.c_void_p).value or 0 for each in (held, other)]
         self._call(command, _ELEMENT.pack(fd, *at, ANY), "element")
 

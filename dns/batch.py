@@ -62,9 +62,10 @@ class BatchDoor:
         self._clock = clock
         is_ipv6 = sock.family == socket.AF_INET6
         # struct sockaddr_in6 and in6_pktinfo, struct sockaddr_in and in_pktinfo
-        name_size, info_size, self._interface_at = (28, 20, 16) if is_ipv6 else (16, 12, 0)
+        name_size, info_size, self._interface_at, self._asked_at = (28, 20, 16, 0) if is_ipv6 else (16, 12, 0, 8)
         name_at, name_length = (8, 16) if is_ipv6 else (4, 4)
         self._interface_at += socket.CMSG_LEN(0)
+        self._asked_at += socket.CMSG_LEN(0)
         control_size = socket.CMSG_SPACE(info_size)
         self._in = Slots(SLOT, name_size, control_size, 1)
         self._out = Slots(2, name_size, control_size, 2)
@@ -115,6 +116,8 @@ class BatchDoor:
         words[2], words[3] = address, octets
         self._hand_to_kernel(self._out.at_headers, 1)
         hot.note(entry, who, now)
+        if hot.kernel is not None:
+            self._knock(who, now)
 
     def _serve(self, number: int, now: float) -> None:
         hot = self._hot
@@ -134,9 +137,21 @@ class BatchDoor:
         if min(deadlines) >= now:
             self._send(words, number, self._out.at_headers, number)
             hot.note(together, who, now)
+            if hot.kernel is not None:
+                self._knock(who, now)
         else:
             late = [i for i, deadline in enumerate(deadlines) if deadline < now]
             self._serve_mixed(number, now, who, lengths, entries, late)
+
+    def _knock(self, who: tuple[bytes, ...], now: float) -> None:
+        """The firewall has let these in: the kernel may answer them for a while."""
+        kernel = self._hot.kernel
+        assert kernel is not None
+        for client in {*who}:
+            if not kernel.is_admitted(client, now):
+                at = who.index(client) * self._in.control_size + self._asked_at
+                asked = self._in.control_view[at : at + len(client)].tobytes()
+                self._hot.knock(client, asked, now)
 
     def _serve_mixed(
         self,
@@ -180,6 +195,8 @@ class BatchDoor:
         elif len(unnoted) < number:
             noted = _without(entries, unnoted)
             hot.note(b"".join(noted), _without(list(who), unnoted), now)
+        if hot.kernel is not None:
+            self._knock(who, now)
 
     def _ask_core(self, slot: int, client: bytes, data: bytes, key: bytes, now: float) -> bytes | None:
         """The slow path of one query. Gives an entry to answer with now; None: not now, or never."""

@@ -19,7 +19,6 @@ from typing import Final, NamedTuple
 
 from bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Assembler, Register
 from bpf.kernel import RB_NO_WAKEUP, Helper
-from dns.circle import HEAD
 
 CLIENT_VALUE: Final = Struct("=QII")
 """Until when (ms since boot), view, the client's number. Key: source and destination address."""
@@ -27,6 +26,8 @@ ANSWER_KEY: Final = Struct("=qI4x")
 """Hash of the question from its third octet on, view: a group under one policy."""
 ANSWER: Final = Struct("=QIHH")
 """Until when (ms since boot), place of the tail in the arena, its octets, its ones' complement sum (RFC 1071)."""
+HASH_BEFORE: Final = 24
+"""So many octets before a tail its question's hash stands in the arena, 64 bits."""
 EVENT: Final = Struct("=IIII")
 """Ms since boot (32 bits of it), client's number, end of the tail in the arena, nothing."""
 MAX_QUESTION: Final = 96
@@ -391,12 +392,12 @@ def _find_tail(a: Assembler, layout: Layout, maps: Maps) -> None:
     # What the verifier wants to know; it holds of all that is in the table.
     a.jump("jgt", R9, MAX_TAIL, "pass")
     a.jump("jlt", R9, 1, "pass")
-    a.jump("jlt", R7, HEAD.size, "pass")
+    a.jump("jlt", R7, HASH_BEFORE, "pass")
     a.jump("jgt", R7, layout.arena_bytes - MAX_TAIL, "pass")
     a.map_value(R8, maps.arena)
     a.op("add", R8, _r[R7])
     # Is it still this answer that lies there?
-    a.load("dw", R1, R8, -HEAD.size)
+    a.load("dw", R1, R8, -HASH_BEFORE)
     a.load("dw", R2, R10, _KEY)
     a.jump("jne", R1, _r[R2], "pass")
 

@@ -19,10 +19,10 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import compress, count
+from itertools import compress, count, groupby
 from operator import add
 from struct import Struct, calcsize
-from typing import Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from dns.limit import Limiter
 from dns.proxy import Hot, Reply, stamped
@@ -30,6 +30,9 @@ from dns.wire import Type, read_header, read_question, read_records
 from policy.errors import WireError
 from policy.frame import Fold, event_bytes
 from policy.verdict import Verdict
+
+if TYPE_CHECKING:
+    from dns.kernel import KernelAnswers, Ready
 
 ENTRY: Final = Struct("@LLL")
 """Tail's address and length, deadline: `unsigned long` has the size of a pointer on Linux."""
@@ -46,8 +49,15 @@ PER_ENTRY: Final = 48 + (33 + ENTRY.size + 7) + 60 + 12
 """Octets besides the arena: an int, a bytes object, a dict slot, and its place in the part's list."""
 PARTS: Final = 8
 
-_META: Final = Struct("@II")
-"""In the arena before each tail: expiry (s, or NEVER), policy's end (s)."""
+TURN_S: Final = 0.05
+"""From taking answers out of the kernel's table to writing over them: what it had just looked up it has long sent."""
+MAX_READIED: Final = 256
+"""Answers made ready for the kernel at once: 1 ms."""
+
+_META: Final = Struct("@qIIII")
+"""In the arena before each tail: the question's hash, expiry (s, or NEVER), policy's end (s), group, and the deadline
+with which it was made ready for the kernel, 0 if it is not."""
+_READY_AT: Final = 20
 _RECORD: Final = Struct("=H")
 """Behind it, before the record: octets of the record, and (lowest bit) whether it is a block's."""
 _OPPOSITE: Final = b"\1\0" + bytes(254)
@@ -77,14 +87,20 @@ def _nothing(_: int) -> bytes | None:
     return None
 
 
+def part_bytes(max_bytes: int) -> int:
+    """Of the arena; as much again is for what the entries cost outside of it."""
+    return (max_bytes // 2 // PARTS) & ~7
+
+
 class HotCache:
-    """One worker's. `put_folded` is the link's; `limiter` is the core's."""
+    """One worker's. `put_folded` is the link's; `limiter` is the core's; `kernel` answers what is asked again."""
 
     def __init__(
         self,
         max_bytes: int,
         put_folded: PutFolded,
         limiter: Limiter,
+        kernel: KernelAnswers | None = None,
     ) -> None:
         self.counters: Final = {"hot": 0, "stamped": 0, "evictions": 0}
         self.clients: Final[dict[bytes, Get]] = {}
@@ -93,13 +109,22 @@ class HotCache:
         self._put_folded = put_folded
         self._limiter = limiter
         self._max_bytes = max_bytes
-        self._part_bytes = (max_bytes // 2 // PARTS) & ~7
-        """Of the arena; as much again for what the entries cost outside of it."""
-        self._arena = mmap.mmap(-1, PARTS * self._part_bytes)
+        self._part_bytes = part_bytes(max_bytes)
+        # The kernel's has another size if settings have changed since it was made.
+        self._arena = mmap.mmap(-1, PARTS * self._part_bytes) if kernel is None else kernel.arena
+        if kernel is not None:
+            self._part_bytes = part_bytes(2 * kernel.arena_bytes)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._arena))
         self._tables: dict[int, dict[int, bytes]] = {}
         self._gets: dict[int, Get] = {}
         """The look-ups in them: one object a group, so that those of a batch are seen to be one."""
+        self._group_of: dict[Get, int] = {}
+        self.kernel: Final = kernel
+        self._withdrawn = -1
+        """The part that the kernel answers nothing from any more, and when it may be written over."""
+        self._writable_at = 0.0
+        self.gives = False
+        """Did the kernel have something to tell the last time?"""
         self._parts = [_Part(number * self._part_bytes) for number in range(PARTS)]
         self._now = 0
         """The part that is being filled."""
@@ -129,17 +154,33 @@ class HotCache:
         get = self._gets.get(group)
         if get is None:
             get = self._gets[group] = self._tables.setdefault(group, {}).get
+            self._group_of[get] = group
         self.clients[client] = get
+
+    def knock(self, client: bytes, asked: bytes, now: float) -> None:
+        """A question of this client's has come to our address `asked`: the next may be answered by the kernel."""
+        get = self.clients.get(client)
+        if get is not None and self.kernel is not None:
+            self.kernel.admit(client, asked, self._group_of[get], now)
 
     def dismiss(self, client: bytes) -> None:
         """No longer: its group has changed, or it asks too much."""
         self.clients.pop(client, None)
+        if self.kernel is not None:
+            self.kernel.dismiss(client)
 
     def clear(self) -> None:
         """Forget all answers and clients: another policy."""
+        if self.kernel is not None:
+            self.kernel.dismiss_all()
         self.hand_over(0.0)
+        if self.kernel is not None:
+            for number in range(PARTS):
+                self._withdraw(number)
+            self.kernel.end_views()
         self._tables.clear()
         self._gets.clear()
+        self._group_of.clear()
         self.clients.clear()
         self._parts = [_Part(number * self._part_bytes) for number in range(PARTS)]
         self._now, self._is_full = 0, False
@@ -162,20 +203,24 @@ class HotCache:
         deadline = policy_end if expires == NEVER else min(policy_end, hot.true_until)
         at = start + _META.size
         is_block = hot.record.verdict == Verdict.BLOCK
-        _META.pack_into(self._arena, start, expires, policy_end)
+        _META.pack_into(self._arena, start, key_hash, expires, policy_end, hot.group, 0)
         self._arena[at : at + len(tail)] = tail
         end = at + len(tail)
         _RECORD.pack_into(self._arena, end, len(record) << 1 | is_block)
         self._arena[end + _RECORD.size : end + _RECORD.size + len(record)] = record
         entry = ENTRY.pack(self._base + at, len(tail), deadline)
-        self._tables.setdefault(hot.group, {})[key_hash] = entry
+        table = self._tables.setdefault(hot.group, {})
+        old = table.get(key_hash)
+        if old is not None:
+            self._forget(key_hash, hot.group, old)
+        table[key_hash] = entry
         return entry
 
     def renew(self, client: bytes, key: bytes, entry: bytes, now: float) -> bytes | None:
         """An entry whose deadline has passed: stamped anew, or forgotten. Gives the entry to use."""
         address, length, _ = ENTRY.unpack(entry)
         at = address - self._base
-        expires, policy_end = _META.unpack_from(self._arena, at - _META.size)
+        _, expires, policy_end, _, _ = _META.unpack_from(self._arena, at - _META.size)
         get = self.clients.get(client)
         if get is None:
             return None
@@ -185,15 +230,20 @@ class HotCache:
         if found is not None and found is not entry:
             return found  # renewed by an earlier query of the same batch
         if now >= policy_end or expires - now < 2:
-            table.pop(key_hash, None)
+            self._drop(table, key_hash, entry)
             return None
         ttl, deadline = stamped(expires, now)
         if not self._stamp(at, length, ttl):
-            table.pop(key_hash, None)
+            self._drop(table, key_hash, entry)
             return None
         self.counters["stamped"] += 1
         entry = table[key_hash] = ENTRY.pack(address, length, min(policy_end, deadline))
         return entry
+
+    def _drop(self, table: dict[int, bytes], key_hash: int, entry: bytes) -> None:
+        if table.pop(key_hash, None) is not None:
+            *_, group, _ = _META.unpack_from(self._arena, ENTRY.unpack(entry)[0] - self._base - _META.size)
+            self._forget(key_hash, group, entry)
 
     def find(self, client: bytes, key: bytes, now: float) -> bytes | None:
         """One look-up: the answer's tail. Noted, if there is one."""
@@ -227,10 +277,16 @@ class HotCache:
             self.hand_over(now)
         if not self._is_full:
             return
+        following = (self._now + 1) % PARTS
+        if self.kernel is not None and self._withdrawn != following and self._parts[following].keys:
+            self._withdraw(following)
+            self._withdrawn, self._writable_at = following, now + TURN_S
+        if now < self._writable_at:
+            return
         self.hand_over(now)
         self._is_full = False
         self.counters["evictions"] += 1
-        self._now = (self._now + 1) % PARTS
+        self._now, self._withdrawn = following, -1
         low = self._now * self._part_bytes
         first, last = self._base + low, self._base + low + self._part_bytes
         part, self._parts[self._now] = self._parts[self._now], _Part(low)
@@ -242,52 +298,105 @@ class HotCache:
                 del table[key]
 
     def hand_over(self, now: float) -> None:
-        """Put on record what was noted, and count it against the clients' rates.
-
-        Whole columns at a time, by functions that loop in C: per look-up this costs less than half of what the look-up
-        does.
-        """
+        """Put on record what was noted, and what the kernel has answered, and count it against the clients' rates."""
+        if self.kernel is not None:
+            self._take_given(self.kernel, now)
         noted, clients, times = self._noted, self._clients, self._times
         if not clients:
             return
         self._noted, self._clients, self._times = [], [], []
         self.counters["hot"] += len(clients)
         queries_of = Counter(clients)
+        self._charge(queries_of, now)
+        who = list(map(_numbered(queries_of).__getitem__, clients))
+        words = memoryview(b"".join(noted)).cast("L")
+        ends = list(map(add, words[0::WORDS].tolist(), words[1::WORDS].tolist()))
+        self._record(self._records(dict.fromkeys(ends)), ends, times, list(queries_of), who)
+        if self.kernel is not None:
+            self._make_ready(self.kernel, words)
+
+    def _charge(self, queries_of: Counter[bytes], now: float) -> None:
         for client, queries in queries_of.items():
             if not self._limiter.charge(client, queries, now):
                 self.dismiss(client)
-        who = list(map(_numbered(queries_of).__getitem__, clients))
-        words = memoryview(b"".join(noted)).cast("L")
-        places = list(map(add, words[0::WORDS].tolist(), words[1::WORDS].tolist()))
-        passed, stopped = self._records(dict.fromkeys(places))
+
+    def _take_given(self, kernel: KernelAnswers, now: float) -> None:
+        """What the kernel has answered. Its answers lie in an arena of their own."""
+        self.gives = False
+        while True:
+            at_ms, numbers, places = kernel.given(now)
+            if not numbers:
+                break
+            self.gives = True
+            count_of = Counter(numbers)
+            clients = [kernel.clients[number] for number in count_of]
+            self._charge(Counter(dict(zip(clients, count_of.values(), strict=True))), now)
+            who = list(map(_numbered(count_of).__getitem__, numbers))
+            times = [(ms, sum(1 for _ in run)) for ms, run in groupby(at_ms)]
+            self._record(_read_records(kernel.arena, 0, dict.fromkeys(places)), places, times, clients, who)
+            kernel.done()
+
+    def _make_ready(self, kernel: KernelAnswers, words: memoryview) -> None:
+        """What was asked again is answered in the kernel from now on, until its TTL must be stamped anew."""
+        answers: list[Ready] = []
+        first, size = self._withdrawn * self._part_bytes, self._part_bytes
+        for address, length, deadline in {*zip(*(words[i::WORDS].tolist() for i in range(WORDS)), strict=True)}:
+            at = address - self._base
+            key, _, _, group, ready = _META.unpack_from(self._arena, at - _META.size)
+            if ready != deadline and len(answers) < MAX_READIED and not 0 <= at - first < size:
+                _WORD32.pack_into(self._arena, at - _META.size + _READY_AT, deadline)
+                answers.append((key, group, deadline, at, length))
+        kernel.put(answers)
+
+    def _withdraw(self, number: int) -> None:
+        """The kernel shall answer nothing any more from this part of the arena."""
+        low = number * self._part_bytes
+        part = self._parts[number]
+        for key, group in zip(part.keys, part.groups, strict=True):
+            entry = self._tables.get(group, {}).get(key)
+            if entry is not None and 0 <= ENTRY.unpack(entry)[0] - self._base - low < self._part_bytes:
+                self._forget(key, group, entry)
+
+    def _forget(self, key: int, group: int, entry: bytes) -> None:
+        """The same for one answer."""
+        at = ENTRY.unpack(entry)[0] - self._base - _META.size + _READY_AT
+        if self.kernel is not None and _WORD32.unpack_from(self._arena, at)[0]:
+            _WORD32.pack_into(self._arena, at, 0)
+            self.kernel.forget(key, group)
+
+    def _records(self, ends: Iterable[int]) -> tuple[dict[int, bytes], dict[int, bytes]]:
+        return _read_records(self._arena, self._base, ends)
+
+    def _record(
+        self,
+        records: tuple[dict[int, bytes], dict[int, bytes]],
+        places: list[int],
+        times: list[tuple[int, int]],
+        clients: list[bytes],
+        who: list[int],
+    ) -> None:
+        """Whole columns at a time, by functions that loop in C.
+
+        Per look-up this costs less than half of what the look-up does.
+        """
+        passed, stopped = records
         if not stopped:
             which = list(map(_numbered(passed).__getitem__, places))
-            self._put_folded(Fold(list(passed.values()), which, times, list(queries_of), who))
+            self._put_folded(Fold(list(passed.values()), which, times, clients, who))
             return
         # A blocked look-up is on flash before it is acknowledged, so these travel by themselves.
         which = list(map((_numbered(passed) | _numbered(stopped)).__getitem__, places))
         are_stopped = bytes(map(stopped.__contains__, places))
-        for records, wanted in ((passed, are_stopped.translate(_OPPOSITE)), (stopped, are_stopped)):
-            if records:
+        for found, wanted in ((passed, are_stopped.translate(_OPPOSITE)), (stopped, are_stopped)):
+            if found:
                 fold = Fold(
-                    list(records.values()),
+                    list(found.values()),
                     list(compress(which, wanted)),
                     _times_of(times, wanted),
-                    list(queries_of),
+                    clients,
                     list(compress(who, wanted)),
                 )
-                self._put_folded(fold, are_blocks=records is stopped)
-
-    def _records(self, places: Iterable[int]) -> tuple[dict[int, bytes], dict[int, bytes]]:
-        """What lies at these addresses behind tails: packed records by place, of what passed, and of blocks."""
-        passed: dict[int, bytes] = {}
-        stopped: dict[int, bytes] = {}
-        arena, base, unpack, head = self._arena, self._base, _RECORD.unpack_from, _RECORD.size
-        for place in places:
-            at = place - base
-            (size,) = unpack(arena, at)
-            (stopped if size & 1 else passed)[place] = arena[at + head : at + head + (size >> 1)]
-        return passed, stopped
+                self._put_folded(fold, are_blocks=found is stopped)
 
     def _stamp(self, at: int, length: int, ttl: int) -> bool:
         data = b"\0\0" + self._arena[at : at + length]
@@ -302,6 +411,18 @@ class HotCache:
                 place = at + record.data - 8
                 self._arena[place : place + 4] = text
         return True
+
+
+def _read_records(arena: mmap.mmap, base: int, places: Iterable[int]) -> tuple[dict[int, bytes], dict[int, bytes]]:
+    """What lies at these addresses behind tails: packed records by place, of what passed, and of blocks."""
+    passed: dict[int, bytes] = {}
+    stopped: dict[int, bytes] = {}
+    unpack, head = _RECORD.unpack_from, _RECORD.size
+    for place in places:
+        at = place - base
+        (size,) = unpack(arena, at)
+        (stopped if size & 1 else passed)[place] = arena[at + head : at + head + (size >> 1)]
+    return passed, stopped
 
 
 def _numbered(items: Iterable[_Item]) -> dict[_Item, int]:
@@ -320,4 +441,5 @@ def _times_of(times: list[tuple[int, int]], wanted: bytes) -> list[tuple[int, in
 
 
 _WORD: Final = calcsize("@L")
+_WORD32: Final = Struct("@I")
 _ORDER: Final = sys.byteorder

@@ -1,11 +1,11 @@
 """Answers that are given inside the kernel: who may have them, which there are, and what was given. A shell.
 
 Who asks may be answered there for CLIENT_S after a question of its own has come all the way, past the firewall, to a
-socket of ours. What is asked again is put into an arena, memory that the kernel reads in too, with its record behind
-it, and into the kernel's table, by the same hash that the hot cache has it under. The arena is a circle: the oldest
-answers go for new ones, and the hot cache is told.
+socket of ours. What is asked again is put into the kernel's table, by the hash that the hot cache has it under; the
+answer itself is not copied, for the hot cache's arena is memory that the kernel reads in too.
 Rule: a program that is there has a worker behind it, both end together. Everything given is read from the ring every
-fraction of a second, and before the record it refers to can go.
+fraction of a second, and before the record it refers to can go; an answer is taken out of the table one turn before
+its memory is written over.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ import mmap
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from bpf.kernel import MMAPABLE, NO_PREALLOC, Kernel, KernelError, MapType
 from bpf.ring import Ring
-from dns.circle import Circle
 from dns.classifier import ANSWER, ANSWER_KEY, CLIENT_VALUE, EVENT, MAX_TAIL, Layout, Maps, program
 
 CLIENT_S: Final = 10
 """So long after a question of a client's came through the firewall others of its are answered before it."""
 MAX_CLIENTS: Final = 4096
-MIN_ANSWER: Final = 96
+MIN_ANSWER: Final = 128
 """Octets that an answer takes of the arena at least: so many fit the kernel's table."""
 RING: Final = 1 << 20
 """Octets: 43,000 look-ups. A full ring is no loss: what finds no room takes the usual way."""
@@ -40,16 +39,9 @@ _ETHERNET_TYPES: Final = (1, 772)
 """ARPHRD_ETHER and ARPHRD_LOOPBACK, linux/if_arp.h: both have an Ethernet header."""
 
 
-class Ready(NamedTuple):
-    """An answer to be given inside the kernel."""
-
-    key: int
-    """Hash of the question."""
-    group: int
-    until_s: int
-    tail: bytes
-    record: bytes
-    """What stands behind the tail: whatever the hot cache wants to find there."""
+Ready = tuple[int, int, int, int, int]
+"""An answer to be given inside the kernel: hash of the question, group, end of its truth (s), place of its tail in the
+arena, and octets of that. The hash stands in the arena too, HASH_BEFORE octets before the tail."""
 
 
 class Given(NamedTuple):
@@ -65,15 +57,15 @@ class Given(NamedTuple):
 class KernelAnswers:
     """One worker's. Raises: KernelError at the start, where the kernel has or allows nothing of this."""
 
-    def __init__(self, port: int, redirected: int, arena_bytes: int) -> None:
-        self.counters: Final = {"kernel": 0, "kernel_ready": 0, "kernel_full": 0}
+    def __init__(self, port: int, redirected: int, arena_bytes: int, interfaces: Iterable[str]) -> None:
+        """`redirected`: another port whose questions are for us where they come in from outside; 0: none."""
+        self.counters: Final = {"kernel": 0, "kernel_ready": 0, "kernel_full": 0, "kernel_interfaces": 0}
+        self.port: Final = port
+        self.arena_bytes: Final = arena_bytes
         self.clients: Final[list[bytes]] = []
         """By number."""
-        self._gone: Callable[[int, int], None] = lambda _key, _group: None
-        self.settings: Final = port, redirected, arena_bytes
+        self._interfaces: Final = tuple(dict.fromkeys(interfaces))
         self._kernel = kernel = Kernel()
-        size = arena_bytes & -mmap.PAGESIZE
-        most = size // MIN_ANSWER
         self._links: dict[int, int] = {}
         self._numbers: dict[bytes, int] = {}
         self._until: dict[bytes, float] = {}
@@ -82,9 +74,10 @@ class KernelAnswers:
         """Client -> the tables it stands in, and the keys: by whom it asked."""
         self._views: dict[int, int] = {}
         """Group -> view; another one under each policy."""
-        self._groups: dict[int, int] = {}
         self._last_view = 0
         key = python_hash_key()
+        size = arena_bytes + MAX_TAIL  # a tail at the very end must not look to the verifier as if it ran over
+        most = max(64, arena_bytes // MIN_ANSWER)
         create = kernel.create_map
         self._clients4 = create(MapType.HASH, 8, CLIENT_VALUE.size, MAX_CLIENTS, flags=NO_PREALLOC, name="gh_clients4")
         self._clients6 = create(MapType.HASH, 32, CLIENT_VALUE.size, MAX_CLIENTS, flags=NO_PREALLOC, name="gh_clients6")
@@ -92,21 +85,24 @@ class KernelAnswers:
         self._arena_map = create(MapType.ARRAY, 4, size, 1, flags=MMAPABLE, name="gh_arena")
         self._ring = Ring(kernel, RING, EVENT.size, name="gh_given")
         self.arena: Final = mmap.mmap(self._arena_map, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._circle = Circle(memoryview(self.arena), self._give_up)
+        """For the hot cache to write in: `arena_bytes`, and a rest that stays empty."""
         self._found = memoryview(b"")
         maps = Maps(self._clients4, self._clients6, self._answers, self._arena_map, self._ring.fd)
         self._program = kernel.load(program(Layout(port, redirected, size, key), maps), "gh_dns")
+        self._attach()
 
-    def watch(self, gone: Callable[[int, int], None]) -> None:
-        """`gone` is told each answer that is no longer ready: hash of the question, and group."""
-        self._gone = gone
+    def is_missing(self) -> bool:
+        """Is there an interface that we ought to stand at and do not?"""
+        return any(
+            (index := _index(name)) and index not in self._links and _is_ethernet(name) for name in self._interfaces
+        )
 
-    def attach(self, interfaces: Iterable[str]) -> None:
-        """Stand at these interfaces, those that there are and that carry Ethernet."""
-        for name in interfaces:
+    def _attach(self) -> None:
+        for name in self._interfaces:
             index = _index(name)
-            if index and index not in self._links and _is_ethernet(name):
+            if index and _is_ethernet(name):
                 self._links[index] = self._kernel.attach(self._program, index)
+        self.counters["kernel_interfaces"] = len(self._links)
 
     def close(self) -> None:
         """Answer nothing any more."""
@@ -145,39 +141,33 @@ class KernelAnswers:
             self._kernel.delete(table, key)
 
     def dismiss_all(self) -> None:
-        """Another policy: nobody is admitted any more. What has been given is read after this, then `forget_all`."""
+        """Nobody is admitted any more; what has been given until now is still to be read."""
         for client in list(self._keys):
             self.dismiss(client)
 
-    def forget_all(self) -> None:
-        """Nothing is ready."""
-        self._circle.clear()
+    def end_views(self) -> None:
+        """Nothing that is ready is found any more."""
         self._views.clear()
-        self._groups.clear()
-
-    def turn(self) -> None:
-        """All that was given before this has been put on record."""
-        self._circle.turn()
 
     def put(self, answers: Iterable[Ready]) -> None:
-        """Make answers ready. What finds no room now may come again."""
+        """Make answers ready, as far as there is room. Those whose tail is too long are left out."""
         keys, values = [], []
-        for each in answers:
-            if len(each.tail) > MAX_TAIL:
-                continue
-            view = self._view(each.group)
-            place = self._circle.put(each.key, view, each.tail + each.record)
-            if place is None:
-                self._gone(each.key, each.group)
-                continue
-            keys.append(ANSWER_KEY.pack(each.key, view))
-            values.append(ANSWER.pack(each.until_s * 1000, place, len(each.tail), ones_complement_sum(each.tail)))
+        for key, group, until_s, place, length in answers:
+            if length <= MAX_TAIL:
+                keys.append(ANSWER_KEY.pack(key, self._view(group)))
+                total = ones_complement_sum(self.arena[place : place + length])
+                values.append(ANSWER.pack(until_s * 1000, place, length, total))
         if keys:
-            self._kernel.update_many(self._answers, b"".join(keys), b"".join(values), len(keys))
-            self.counters["kernel_ready"] += len(keys)
+            done = self._kernel.update_many(self._answers, b"".join(keys), b"".join(values), len(keys))
+            self.counters["kernel_ready"] += done
+            self.counters["kernel_full"] += len(keys) - done
+
+    def forget(self, key: int, group: int) -> None:
+        """Take one away, if it is there."""
+        self._kernel.delete(self._answers, ANSWER_KEY.pack(key, self._view(group)))
 
     def given(self, now: float) -> Given:
-        """What has been answered since `done`, MAX_GIVEN at most. Their records are there until the next `turn`."""
+        """What has been answered since `done`, MAX_GIVEN at most. Their records must be there until `done`."""
         self._found = found = self._ring.read(MAX_GIVEN)
         words = found.cast("I")
         step = 2 + EVENT.size // 4
@@ -189,21 +179,11 @@ class KernelAnswers:
         self.counters["kernel"] += len(self._found) // (8 + EVENT.size)
         self._ring.release(len(self._found))
 
-    def _give_up(self, key: int, view: int, place: int) -> None:
-        name = ANSWER_KEY.pack(key, view)
-        found = self._kernel.lookup(self._answers, name, ANSWER.size)
-        if found is not None and ANSWER.unpack(found)[1] == place:  # and not put anew since
-            self._kernel.delete(self._answers, name)
-            group = self._groups.get(view)
-            if group is not None:
-                self._gone(key, group)
-
     def _view(self, group: int) -> int:
         view = self._views.get(group)
         if view is None:
             self._last_view += 1
             view = self._views[group] = self._last_view
-            self._groups[view] = group
         return view
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dns.batch import BatchDoor
 from dns.door import Admission, TcpDoor, UdpDoor, Way, dropped, tcp_socket, udp_socket
@@ -29,6 +29,9 @@ from policy.errors import ConfigError, GatehouseError
 from policy.frame import Client, Command, Reload, Stop
 from policy.verdict import Decider
 
+if TYPE_CHECKING:
+    from dns.kernel import KernelAnswers
+
 TURN_S: Final = 0.2
 """The longest poll: the link wants to be pumped."""
 PUMP_S: Final = 0.02
@@ -36,6 +39,8 @@ PUMP_S: Final = 0.02
 TIDY_S: Final = 1.0
 HAND_OVER_S: Final = 0.05
 """How long look-ups may wait to be put on record in one go."""
+LOOK_S: Final = 10.0
+"""How often is looked for interfaces that have come."""
 DRAIN_S: Final = 1.0
 """What is in flight at SIGTERM may take so long to come home."""
 
@@ -55,6 +60,7 @@ def run(
     lan: tuple[str, ...] = (),
     settings_source: Callable[[], DnsConfig] | None = None,
     wall_s: Callable[[], float | None] = time.time,
+    kernel: KernelAnswers | None = None,
 ) -> None:
     """Serve until SIGTERM or the link's Stop, then drain and return.
 
@@ -62,18 +68,21 @@ def run(
     GatehouseError at a reload, what was there before goes on. `settings_source` likewise; None: never changes.
     `lan`: interfaces whose clients are served, besides this machine itself; empty: whoever asks.
     `wall_s` gives wall time, or None while the clock is not known to be right.
+    `kernel`: answers what is asked again before it comes to a socket; made by whoever still had the privileges.
     Raises: ConfigError if nothing can be listened on; GatehouseError from the sources, at the start.
     """
     with _signals() as (reader, seen):
         decider = decider_source()
         while True:
-            loop = _Loop(settings, decider, link, lan, wall_s, reader, seen)
+            loop = _Loop(settings, decider, link, lan, wall_s, reader, seen, kernel)
             try:
                 end = loop.serve(decider_source, settings_source)
             finally:
                 loop.close()
             if end is _End.STOP:
                 link.close()
+                if kernel is not None:
+                    kernel.close()
                 return
             settings, decider = loop.next_settings, loop.decider
 
@@ -108,6 +117,7 @@ class _Loop:
         wall_s: Callable[[], float | None],
         signal_reader: int,
         signals: set[int],
+        kernel: KernelAnswers | None,
     ) -> None:
         self.next_settings = self.settings = settings
         self.decider = decider
@@ -128,11 +138,16 @@ class _Loop:
             calls=self._calls,
         )
         self._admission = Admission(lan, now)
-        self._hot = HotCache(settings.hot_bytes, link.put_folded, self.proxy.limiter)
+        # It was made for one port; with another it just answers nothing.
+        self._kernel = kernel if kernel is not None and kernel.port == settings.port else None
+        self._hot = HotCache(settings.hot_bytes, link.put_folded, self.proxy.limiter, self._kernel)
         self._udp: list[UdpDoor | BatchDoor] = []
         self._tcp: list[TcpDoor] = []
         self._open()
         self._tidy_at = self._hand_over_at = self._pump_at = 0.0
+        self._look_at = now() + LOOK_S
+        self._is_elsewhere = False
+        """Is there an interface to serve at which the kernel does not answer? To stand there takes privileges."""
         self._set_clock()
         link.counters = self.counters
 
@@ -154,6 +169,8 @@ class _Loop:
         found = dict(self.proxy.counters)
         parts = [self.proxy.cache.counters, self._hot.counters, self.proxy.limiter.counters, self._admission.counters]
         parts += [door.counters for door in self._udp]
+        if self._kernel is not None:
+            parts.append(self._kernel.counters)
         parts += [door.counters for door in self._tcp]
         for part in parts:
             for name, value in part.items():
@@ -174,7 +191,7 @@ class _Loop:
         while True:
             self._turn(self._timeout())
             commands = self._pump()
-            if not (commands or self._signals):
+            if not (commands or self._signals or self._is_elsewhere):
                 continue
             for command in commands:
                 if isinstance(command, Client):
@@ -185,6 +202,10 @@ class _Loop:
                 or signal.SIGINT in self._signals
                 or any(isinstance(command, Stop) for command in commands)
             ):
+                self._drain()
+                return _End.STOP
+            if self._is_elsewhere:
+                print("dns: an interface has come: starts again, to answer there in the kernel too", file=sys.stderr)
                 self._drain()
                 return _End.STOP
             if signal.SIGHUP in self._signals or any(isinstance(command, Reload) for command in commands):
@@ -238,6 +259,8 @@ class _Loop:
         wait = min(TURN_S, max(self._pump_at, self._link.next_timer()) - time.monotonic())
         if due is not None:
             wait = min(wait, due - now())
+        if self._hot.gives:
+            wait = min(wait, self._hand_over_at - now())
         return max(0.0, wait)
 
     def _turn(self, timeout_s: float) -> None:
@@ -257,7 +280,7 @@ class _Loop:
     def _send(self, at: float) -> None:
         if self.proxy.has_results:
             self._send_results(at)
-        if self._hot.noted and at >= self._hand_over_at:
+        if (self._hot.noted or self._kernel is not None) and at >= self._hand_over_at:
             self._hand_over_at = at + HAND_OVER_S
             self._hot.hand_over(at)
 
@@ -279,6 +302,9 @@ class _Loop:
             door.tidy(at)
         self.proxy.fold(at)
         self._set_clock()
+        if self._kernel is not None and at >= self._look_at:
+            self._look_at = at + LOOK_S
+            self._is_elsewhere = self._kernel.is_missing()
 
     def _set_clock(self) -> None:
         wall = self._wall_s()
@@ -300,6 +326,8 @@ class _Loop:
 
     def _drain(self) -> None:
         """No more questions; wait a little for the answers to those that are in flight."""
+        if self._kernel is not None:
+            self._kernel.dismiss_all()
         for door in self._udp:
             self.forget(door.socket.fileno())
         deadline = now() + DRAIN_S

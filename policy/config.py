@@ -201,8 +201,10 @@ class DnsConfig(NamedTuple):
     """Serve what is so much out of date when no upstream answers (RFC 8767); 0: never."""
     cache_bytes: int = 6 << 20
     """Per worker: answers as the upstreams gave them."""
-    hot_bytes: int = 32 << 20
-    """Per worker: answers ready to send."""
+    hot_bytes: int = 8 << 20
+    """Per worker: answers ready to send, 20,000 of them."""
+    kernel: bool = True
+    """Let the kernel answer by itself what is asked again (the first worker's answers). Linux 6.6."""
     rate: int = 300
     """Queries per second and client, four seconds' worth at once; 0: no limit."""
     page: tuple[str, ...] = ()
@@ -441,6 +443,7 @@ def _dns(options: Options) -> DnsConfig:
         stale_s=options.duration("stale", f"{base.stale_s}s", 0, 604800),
         cache_bytes=options.size("cache", f"{base.cache_bytes >> 20}M", 64 << 10, 1 << 32),
         hot_bytes=options.size("hot_cache", f"{base.hot_bytes >> 20}M", 64 << 10, 1 << 32),
+        kernel=options.boolean("kernel", base.kernel),
         rate=options.integer("rate", base.rate, 0, 10_000_000),
         page=options.addresses("page", base.page),
         explain=options.boolean("explain", base.explain),

@@ -266,6 +266,7 @@ config dns 'dns'
 	list upstream '127.0.0.1#{self.upstream}'
 	option local_server ''
 	option rate '10000000'
+	option hot_cache '22M'
 {self.extra}
 config nfq 'nfq'
 	option enabled '0'

@@ -86,7 +86,7 @@ def make_image(directory: Path) -> tuple[Path, Path]:
     import msgpack
 
     shutil.copytree(Path(msgpack.__file__).parent, root / "usr/lib/gatehouse/msgpack")
-    for name in ("agent", "dns", "hw", "nfq", "policy", "storage"):
+    for name in ("agent", "bpf", "dns", "hw", "nfq", "policy", "storage"):
         shutil.copytree(ROOT / name, root / "usr/lib/gatehouse" / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "__main__.py", root / "usr/lib/gatehouse/__main__.py")
     (root / "etc/config/gatehouse").write_text(CONFIG)

@@ -451,7 +451,7 @@ def test_an_unauthorised_stop_a_crash_and_an_upgrade(lab: Lab) -> None:
     lab.wait_until_ready()
     # Another release is installed, and started.
     release = lab.directory / "release"
-    for room in ("agent", "dns", "hw", "nfq", "policy", "storage"):
+    for room in ("agent", "bpf", "dns", "hw", "nfq", "policy", "storage"):
         if (ROOT / room).exists():
             shutil.copytree(ROOT / room, release / room, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "__main__.py", release)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = {"agent", "dns", "hw", "nfq", "policy", "storage"}
+OURS = {"agent", "bpf", "dns", "hw", "nfq", "policy", "storage"}
 NOT_SHIPPED = ("agent.receiver", "hw.laptop")
 
 

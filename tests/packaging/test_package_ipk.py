@@ -103,7 +103,7 @@ def test_there_is_byte_code_and_no_source_and_nothing_of_the_centre_or_the_lapto
     assert kinds == {".pyc", ".toml", ".sig", ".pub"}
     sources = {
         f"{HOME}{path.relative_to(ROOT).as_posix()}c"
-        for room in ("agent", "dns", "hw", "nfq", "policy", "storage")
+        for room in ("agent", "bpf", "dns", "hw", "nfq", "policy", "storage")
         for path in (ROOT / room).rglob("*.py")
         if not path.relative_to(ROOT).as_posix().startswith(("agent/receiver/", "hw/laptop/", "hw/__main__.py"))
     }
