@@ -89,6 +89,11 @@ class Link:
             for flow in flows_of(fold):
                 self.put(flow)
 
+    @property
+    def has_room(self) -> bool:
+        """Does the agent keep up?"""
+        return self._outbox.has_room
+
     def next_timer(self) -> float:
         """Monotonic second at which `pump` wants to be called again."""
         if self._socket is None:

@@ -123,6 +123,8 @@ class HotCache:
         self._withdrawn = -1
         """The part that the kernel answers nothing from any more, and when it may be written over."""
         self._writable_at = 0.0
+        self.takes = True
+        """Is there room for what the kernel has answered?"""
         self.gives = False
         """Did the kernel have something to tell the last time?"""
         self._parts = [_Part(number * self._part_bytes) for number in range(PARTS)]
@@ -274,7 +276,7 @@ class HotCache:
     def tidy(self, now: float) -> None:
         """Between two batches, when no pointer into the arena is in use: make room, if there is need."""
         if len(self._clients) >= max(MIN_NOTED, min(MAX_NOTED, self._most)):
-            self.hand_over(now)
+            self.hand_over(now, everything=self.takes)
         if not self._is_full:
             return
         following = (self._now + 1) % PARTS
@@ -297,9 +299,12 @@ class HotCache:
             if entry is not None and first <= int.from_bytes(entry[:_WORD], _ORDER) < last:
                 del table[key]
 
-    def hand_over(self, now: float) -> None:
-        """Put on record what was noted, and what the kernel has answered, and count it against the clients' rates."""
-        if self.kernel is not None:
+    def hand_over(self, now: float, *, everything: bool = True) -> None:
+        """Put on record what was noted, and what the kernel has answered, and count it against the clients' rates.
+
+        Not `everything`: what the kernel has answered may wait; when its ring is full it leaves the answers to us.
+        """
+        if self.kernel is not None and everything:
             self._take_given(self.kernel, now)
         noted, clients, times = self._noted, self._clients, self._times
         if not clients:

@@ -23,6 +23,11 @@ class Link(Protocol):
         """Take many look-ups that differ in time and client only; all of them blocked, or none."""
         ...
 
+    @property
+    def has_room(self) -> bool:
+        """Does the agent keep up? If not, look-ups that can wait where they are had better."""
+        ...
+
     def pump(self, now_s: float) -> list[Command]:
         """Send what waits, take in what came. `now_s` is monotonic."""
         ...

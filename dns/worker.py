@@ -282,7 +282,8 @@ class _Loop:
             self._send_results(at)
         if (self._hot.noted or self._kernel is not None) and at >= self._hand_over_at:
             self._hand_over_at = at + HAND_OVER_S
-            self._hot.hand_over(at)
+            self._hot.takes = self._link.has_room
+            self._hot.hand_over(at, everything=self._hot.takes)
 
     def _send_results(self, at: float) -> None:
         while asks := self.proxy.asks():

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Final, NamedTuple
 
 from policy.event import Event, Gap, is_critical
@@ -53,6 +53,12 @@ class Outbox:
     def is_idle(self) -> bool:
         """Nothing waits to be packed or sent."""
         return not any(self._pending) and all(len(self._held[s]) == self._sent[s] for s in Stream)
+
+    @property
+    def has_room(self) -> bool:
+        """Does the agent keep up? If not, who has something that can wait had better wait with it."""
+        unsent = sum(len(frame.data) for s in Stream for frame in islice(self._held[s], self._sent[s], None))
+        return unsent < self.max_bytes // 4
 
     @property
     def unacknowledged(self) -> int:

@@ -193,6 +193,7 @@ def serve(tmp_path, authority):
             "port": free_port(),
             "upstream": [["127.0.0.1", authority.port]] if upstream is None else upstream,
             "local_server": [],
+            "kernel": False,
             **settings,
         }
         served = Served(tmp_path / f"worker{len(started)}", settings, policy, lan)

@@ -17,6 +17,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "dns")]
 
 from policy_of_test import DictDecider  # noqa: E402
 
+from dns.hot import PARTS, part_bytes  # noqa: E402
+from dns.kernel import KernelAnswers  # noqa: E402
 from dns.worker import run  # noqa: E402
 from policy.config import DnsConfig  # noqa: E402
 from policy.event import Dns  # noqa: E402
@@ -56,6 +58,8 @@ class FileLink:
         }
         return [kinds[words[0]](*words[1:]) for words in map(str.split, new)]
 
+    has_room = True
+
     def next_timer(self):
         return time.monotonic() + 0.05
 
@@ -78,5 +82,8 @@ if __name__ == "__main__":
     def decider():
         return DictDecider(load(path)[1]["policy"], next(generations))
 
+    kernel = None
+    if settings.kernel:
+        kernel = KernelAnswers(settings.port, 0, PARTS * part_bytes(settings.hot_bytes), ("lo",))
     run(settings, decider, FileLink(spec["events"], spec["events"] + ".commands"), lan=tuple(spec.get("lan", ())),
-        settings_source=lambda: load(path)[0])  # fmt: skip
+        settings_source=lambda: load(path)[0], kernel=kernel)  # fmt: skip

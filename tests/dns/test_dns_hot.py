@@ -39,14 +39,14 @@ class Book:
 class Bench:
     """A core and a hot cache with time in the test's hand. The upstream answers everything at once, from a table."""
 
-    def __init__(self, policy=None, hot_bytes=1 << 20, ttl=300, **settings):
+    def __init__(self, policy=None, hot_bytes=1 << 20, ttl=300, kernel=None, **settings):
         self.book = Book()
         config = DnsConfig(
             upstream=(("192.0.2.1", 53),), local_server=(), hot_bytes=hot_bytes, **{"rate": 0, **settings}
         )
         self.proxy = Proxy(config, DictDecider(policy), os.urandom)
         self.proxy.wall_offset = 0.0
-        self.hot = HotCache(hot_bytes, self.book.put_folded, self.proxy.limiter)
+        self.hot = HotCache(hot_bytes, self.book.put_folded, self.proxy.limiter, kernel)
         self.ttl = ttl
 
     def ask(self, data, now, client=CLIENT):
