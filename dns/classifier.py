@@ -70,9 +70,9 @@ class Layout(NamedTuple):
     """What the program is made for."""
 
     port: int
-    """The UDP port we listen on."""
+    """The UDP port we listen on: what comes by loopback."""
     redirected: int
-    """Another, whose questions the firewall sends to us where they come in from outside; 0: none."""
+    """The port whose questions the firewall sends there, where they come in from outside; 0: none is redirected."""
     arena_bytes: int
     hash_key: tuple[int, int]
     """Of this process's SipHash."""
@@ -154,12 +154,16 @@ def _check_headers(a: Assembler, layout: Layout, udp: int, *, is_ipv6: bool) -> 
     a.op("mov", R1, _r[R7])
     a.op("add", R1, udp + _UDP + 2)
     a.jump("jgt", R1, _r[R8], "pass")
-    matched = a.fresh("ours")
+    # What the firewall redirects comes in by its old port. By the new one it comes where netfilter has seen it before us
+    # (br_netfilter), and an answer from that port would be nobody's.
+    outside, matched = a.fresh("outside"), a.fresh("ours")
     a.load("h", R0, R7, udp + 2)
+    a.load("w", R1, R6, _IFINDEX)
+    a.jump("jne", R1, _LOOPBACK, outside)
     a.jump("jeq", R0, socket.htons(layout.port), matched)
+    a.go("pass")
+    a.label(outside)
     a.jump("jne", R0, socket.htons(layout.redirected or layout.port), "pass")
-    a.load("w", R0, R6, _IFINDEX)
-    a.jump("jeq", R0, _LOOPBACK, "pass")  # there it is somebody else's
     a.label(matched)
     a.load("b", R0, R7, _ETHERNET + (6 if is_ipv6 else 9))
     a.jump("jne", R0, socket.IPPROTO_UDP, "pass")

@@ -53,6 +53,8 @@ def build_network() -> None:
                 namespace, f"sysctl -qw net.ipv6.conf.{scope}.accept_dad=0 net.ipv6.conf.{scope}.accept_ra=0"
             )
     inside("router", "ip link add br-lan address 02:00:00:00:00:01 type bridge")
+    # As on OpenWrt: what a bridge only passes on, or takes in, netfilter has not seen before.
+    inside("router", "sysctl -eqw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
     inside("router", "ip addr add 10.20.0.1/24 dev br-lan")
     inside("router", "ip -6 addr add 2001:db8:20::1/64 dev br-lan nodad")
     inside("router", "ip link set br-lan up")

@@ -205,6 +205,34 @@ def test_the_chain_of_the_running_ring_is_whole(lab: Lab) -> None:
     assert "all as they were written" in lab.gatehouse("verify").stdout
 
 
+def answered_in_kernel(lab: Lab) -> int | None:
+    """By the DNS worker's last heartbeat; None: this kernel does not."""
+    workers = lab.status()["workers"]
+    assert isinstance(workers, dict)
+    counters = workers["dns/0"]
+    return int(counters["kernel"]) if counters.get("kernel_interfaces") else None
+
+
+def test_what_is_asked_again_is_answered_in_the_kernel_and_is_on_record(lab: Lab) -> None:
+    before = answered_in_kernel(lab)
+    if before is None:
+        pytest.skip("no such programs in this kernel")
+    for words in ("", "@2001:db8:20::1"):  # no cookie: it would make each question another one
+        for number in range(8):
+            assert lab.run("pupil2", f"dig +nocookie {words} +short again.example.org").stdout.strip() == "198.51.100.20"
+            assert "status: NXDOMAIN" in lab.run("pupil2", f"dig +nocookie {words} again.casino.example").stdout
+            time.sleep(0.3 if number < 4 else 0)
+    for name, verdict in (("again.example.org", "allow"), ("again.casino.example", "block")):
+        rows = wait_for(lab, 16, "--domain", name)
+        assert [row["verdict"] for row in rows] == [verdict] * 16
+    deadline = time.monotonic() + 5
+    while (after := answered_in_kernel(lab) or 0) < before + 16 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert after >= before + 16
+    # A foreign resolver's address is not ours: such questions go the way of the firewall, and get the same answer.
+    assert lab.run("pupil2", "dig +short @198.51.100.10 again.example.org").stdout.strip() == "198.51.100.20"
+
+
 def test_status_says_what_runs(lab: Lab) -> None:
     status = lab.status()
     assert status["state"] == "protecting"
