@@ -153,7 +153,7 @@ class _Waiter(NamedTuple):
     decision: Decision
     asked_at: float
     is_hot: bool
-    """Its answer depends on nothing but the message behind the id, and the group."""
+    """Its answer depends on nothing but the message behind the id, and the group, and is not fetched just for this."""
 
 
 class _Read(NamedTuple):
@@ -189,7 +189,7 @@ class Proxy:
         self._clients: dict[bytes, _Client] = {}
         self._macs: dict[bytes, bytes] = {}
         self._known = bytearray((1 << KNOWN_BITS) // 8)
-        """A bit for the hash of each question that was asked."""
+        """A bit for the hash of each question that we answered by ourselves."""
         self._known_count = 0
         self._events: list[Event] = []
         self._fresh: list[Flight[_Waiter]] = []
@@ -291,7 +291,7 @@ class Proxy:
             offset = self.wall_offset
             decision = self._decider.decide(name, client.group, None if offset is None else now + offset)
         # As in `_waiter`: a message like this one has no options, and its name is in lower case or it is not.
-        is_hot = not is_stream and data.startswith(wire_name, HEADER) and self._is_known(data)
+        is_hot = not is_stream and data.startswith(wire_name, HEADER)
         if decision is ALLOWED and qtype in _ADDRESS_TYPES and self._special.is_ordinary(name):
             # As in `_resolve`, for what nobody has asked before.
             flags = (0 if edns is None else edns.flags >> 15) | flags >> 3 & 2  # DO, CD
@@ -345,13 +345,15 @@ class Proxy:
             not peer.is_stream
             and (query.edns is None or not query.edns.options)
             and query.question[:-4] == query.name  # other letter case: each client's own, not worth a place
-            and self._is_known(data)
         )
         return _new(_Waiter, (query, peer, client, who, name, decision, now, is_hot))
 
-    def _is_known(self, data: bytes) -> bool:
-        """Has this very question been asked lately? Most are asked once, and not worth a place among the ready ones."""
-        key = hash(data[2:])
+    def _is_known(self, query: Query) -> bool:
+        """Has this very question, to which we have an answer of our own, been asked lately?
+
+        Most are asked once, and not worth a place among the ready ones. Of what upstreams answer, the cache knows.
+        """
+        key = hash((query.flags, query.question, query.edns))
         place, bit = (key & ((1 << KNOWN_BITS) - 1)) >> 3, 1 << (key & 7)
         if self._known[place] & bit:
             return True
@@ -431,7 +433,8 @@ class Proxy:
         """An answer of our own making: its TTLs are short enough to stay as they are."""
         full = answer.tail(waiter.query, rcode, body, ede, self._options(waiter.query))
         decision = Decision(verdict, reason, rule)
-        return self._finish(waiter, full, rcode, decision, (), now, cached=False, expires=FOREVER)
+        is_hot = waiter.is_hot and self._is_known(waiter.query)
+        return self._finish(waiter, full, rcode, decision, (), now, cached=False, expires=FOREVER if is_hot else 0.0)
 
     # Resolving.
 
@@ -456,9 +459,7 @@ class Proxy:
                 return self._give_up(waiter, entry, now)
             flight = self.pending.by_key[key] = Flight(key, name, query.qtype, flags, among, now)
             self._ask(flight, now)
-            if entry is None:
-                # New, or unseen for so long that it is forgotten: not worth a place among the ready answers. Taken for
-                # known it may be all the same, for the bitmap fills up.
+            if entry is None:  # asked for the first time, and most likely for the last
                 waiter = waiter._replace(is_hot=False)
         if self._is_stale(entry, now) and (
             flight.was_served_stale or all(self.servers[i].is_resting(now) for i in among)
