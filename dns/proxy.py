@@ -50,7 +50,7 @@ from policy.config import DnsConfig
 from policy.errors import WireError
 from policy.event import MAX_ANSWERS, Dns, Event
 from policy.frame import Client
-from policy.verdict import ALLOWED, FOREVER, Decider, Decision, Reason, Verdict
+from policy.verdict import ALLOWED, FOREVER, Decider, Decision, Reason, Treatment, Verdict
 
 MAX_TRIES: Final = 6
 GIVE_UP_S: Final = 5.0
@@ -131,13 +131,16 @@ class Reply(NamedTuple):
     hot: Hot | None = None
 
 
-class _Client(NamedTuple):
-    group: int
-    name: str
-    """Of the group."""
-    on_block: str
-    strip_ech: bool
-    mac: bytes
+class _Client:
+    __slots__ = ("group", "mac", "name", "on_block", "strip_ech")
+
+    def __init__(self, group: int, treatment: Treatment, mac: bytes) -> None:
+        self.group = group
+        self.name = treatment.group
+        """Of the group."""
+        self.on_block = treatment.on_block
+        self.strip_ech = treatment.strip_ech
+        self.mac = mac
 
 
 class _Waiter(NamedTuple):
@@ -261,9 +264,7 @@ class Proxy:
             if len(self._clients) >= MAX_CLIENTS:
                 self._clients.clear()
             group = self._decider.group_of(address, mac)
-            treatment = self._decider.treatment(group)
-            client = _Client(group, treatment.group, treatment.on_block, treatment.strip_ech, mac)
-            self._clients[address] = client
+            client = self._clients[address] = _Client(group, self._decider.treatment(group), mac)
         return client
 
     def _wall(self, now: float) -> float | None:
@@ -286,10 +287,8 @@ class Proxy:
         if client is None or client.mac != mac:
             client = self._client(who, mac)
         _, flags, wire_name, qtype, _, _, edns = query
-        decision = _UNDECIDED
-        if edns is None or edns.version == 0:
-            offset = self.wall_offset
-            decision = self._decider.decide(name, client.group, None if offset is None else now + offset)
+        offset = self.wall_offset
+        decision = self._decider.decide(name, client.group, None if offset is None else now + offset)
         # As in `_waiter`: a message like this one has no options, and its name is in lower case or it is not.
         is_hot = not is_stream and data.startswith(wire_name, HEADER)
         if decision is ALLOWED and qtype in _ADDRESS_TYPES and self._special.is_ordinary(name):

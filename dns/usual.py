@@ -105,10 +105,10 @@ def _below(wire: bytes) -> bytes | None:
 
 @lru_cache(maxsize=64)
 def _plain_edns(data: bytes) -> Edns | None:
-    """An OPT record without options that ends the message. There are as many as there are kinds of client."""
-    if len(data) != 11 or data[:3] != b"\0\0\x29" or data[9:] != b"\0\0":
+    """An OPT record of version 0 without options. There are as many as there are kinds of client."""
+    if len(data) != 11 or data[:3] != b"\0\0\x29" or data[6] or data[9:] != b"\0\0":
         return None
-    return Edns(data[3] << 8 | data[4], data[6], data[7] << 8 | data[8], ())
+    return Edns(data[3] << 8 | data[4], 0, data[7] << 8 | data[8], ())
 
 
 def read_reply(data: bytes, end: int, qtype: int) -> UsualReply | None:
