@@ -19,10 +19,12 @@ LARGEST: Final = BUCKET // 2
 """Entries larger than that are kept by themselves; a datagram's worth fits nearly always."""
 LARGE_OVERHEAD: Final = 200
 
-_TAG: Final = Struct("@q")
-_SIZE: Final = Struct("@H")
+_TAG: Final = Struct("=q")
+_SIZE: Final = Struct("=H")
 """Of head and body. An entry in its bucket: tag, size, head, body."""
-_HEAD: Final = Struct("!IIHHH")
+_HEAD: Final = Struct("=IIHHH")
+_ALL: Final = Struct("=qHIIHHH")
+"""The three in one."""
 _KEY_END: Final = Struct("!HB").pack
 _PREFIX: Final = _TAG.size + _SIZE.size
 
@@ -79,11 +81,14 @@ class Cache:
         bucket = number % self._number
         start, used = bucket * BUCKET, self._used[bucket]
         at = self._buckets.rfind(_TAG.pack(number), start, start + used)
+        if at < 0 and not self._large:
+            self.counters["misses"] += 1
+            return None
         size = _SIZE.unpack_from(self._buckets, at + _TAG.size)[0] if at >= 0 else 0
         if size:
             packed = bytes(self._buckets[at + _PREFIX : at + _PREFIX + size])
             if at - start < used - BUCKET // 2:
-                self._keep(number, packed)
+                self._keep(number, _TAG.pack(number) + _SIZE.pack(size) + packed)
         elif (large := self._large.get(number)) is not None:
             packed = large
         else:
@@ -96,15 +101,14 @@ class Cache:
     def put(self, key: bytes, entry: Entry) -> None:
         """Keep an entry in the place of what was there."""
         learned, expires, flags, answers, authorities, body = entry
-        packed = _HEAD.pack(learned, expires, flags, answers, authorities) + body
-        number = hash(key)
+        number, size = hash(key), _HEAD.size + len(body)
         if self._large and (before := self._large.pop(number, None)) is not None:
             self._large_bytes -= len(before) + LARGE_OVERHEAD
-        if len(packed) <= LARGEST - _PREFIX:
-            self._keep(number, packed)
+        if size <= LARGEST - _PREFIX:
+            self._keep(number, _ALL.pack(number, size, learned, expires, flags, answers, authorities) + body)
         else:
-            self._keep(number, b"")  # so that what was there before is not found again
-            self._keep_large(number, packed)
+            self._keep(number, _TAG.pack(number) + _SIZE.pack(0))  # so that what was there is not found again
+            self._keep_large(number, _HEAD.pack(learned, expires, flags, answers, authorities) + body)
 
     def clear(self) -> None:
         self._buckets = bytearray(self._number * BUCKET)
@@ -113,15 +117,16 @@ class Cache:
         self._large: dict[int, bytes] = {}
         self._large_bytes = 0
 
-    def _keep(self, number: int, packed: bytes) -> None:
-        """Write an entry behind the others; nothing: there is none any more."""
+    def _keep(self, number: int, whole: bytes) -> None:
+        """Write an entry behind the others of its bucket; one of size 0: there is none any more."""
         bucket = number % self._number
         start, used = bucket * BUCKET, self._used[bucket]
-        new = _TAG.pack(number) + _SIZE.pack(len(packed)) + packed
-        if used + len(new) > BUCKET:
+        end = used + len(whole)
+        if end > BUCKET:
             used = self._halve(start, used)
-        self._buckets[start + used : start + used + len(new)] = new
-        self._used[bucket] = used + len(new)
+            end = used + len(whole)
+        self._buckets[start + used : start + end] = whole
+        self._used[bucket] = end
 
     def _halve(self, start: int, used: int) -> int:
         """Let the older entries of a bucket go. Gives the octets that are left, not more than half."""

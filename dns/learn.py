@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from dns.cache import Entry
-from dns.wire import AD, Header, Rcode, Record, Type, skip_name
+from dns.wire import AD, Header, Rcode, Record, Type, read_records, skip_name
 from policy.errors import WireError
 
 NEGATIVE_MAX_S: Final = 3600
@@ -23,6 +23,22 @@ def full_rcode(header: Header, records: list[Record]) -> int:
     return low
 
 
+def read_kept(data: bytes, end: int, header: Header, *, is_signed: bool) -> tuple[list[Record], int, int]:
+    """Records of a reply whose question ends at `end`, the offset behind them, and its RCODE.
+
+    All of them, but behind answers that answer: what stands there is then neither kept nor passed on, unless the client
+    asked for DNSSEC, so it is not read.
+    Raises: WireError if what is read is malformed.
+    """
+    if not is_signed and not header.flags & 0xF:
+        records, behind = read_records(data, end, header._replace(authorities=0, additionals=0))
+        types = [record.rtype for record in records]
+        if int.from_bytes(data[end - 4 : end - 2], "big") in types and Type.OPT not in types:
+            return records, behind, Rcode.NOERROR
+    records, behind = read_records(data, end, header)
+    return records, behind, full_rcode(header, records)
+
+
 def learn(
     data: bytes,
     name: bytes,
@@ -37,8 +53,8 @@ def learn(
     min_ttl_s: int = 0,
     max_ttl_s: int = 86400,
 ) -> Entry:
-    """The entry for a reply whose question, which ends at `end`, has been checked; `read_records` gave its records and
-    where they end, `full_rcode` its RCODE.
+    """The entry for a reply whose question, which ends at `end`, has been checked; `read_kept` gave its records, where
+    they end, and its RCODE.
 
     Kept is what the client needs: answers, with `is_signed` (it asked for DNSSEC) also the proofs in the authority
     section, and that section where there are no answers. What is additional nobody needs, and a filter would have to

@@ -12,6 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Protocol
 
 from dns.mmsg import BATCH, Receiver, Sender, SystemCalls
@@ -183,7 +184,9 @@ class Outside:
                 self._fail(port.server, port.channel, self._clock(), None)
                 return
             if datas:
-                self._deliver(list(map(_marked, datas)), port.server, port.channel, self._clock())
+                if max(map(len, datas)) >= SLOT:
+                    datas = list(map(_marked, datas))
+                self._deliver(datas, port.server, port.channel, self._clock())
             return
         for _ in range(MAX_REPLIES):
             try:
@@ -325,8 +328,8 @@ class Outside:
             self._fail(stream.server, STREAM, now, number)
 
 
-def _socket_of(ask: Ask) -> tuple[int, int]:
-    return ask.server, ask.channel
+_socket_of: Final = itemgetter(0, 1)
+"""Server and channel of an Ask."""
 
 
 def _marked(data: bytes) -> bytes:

@@ -2,8 +2,8 @@
 
 Rule: every flight has a deadline, and the number of flights and of clients that wait for one is bounded, so the table
 empties itself if the network dies and stays small if somebody floods it.
-Deadlines stand in buckets, TICKS a second: most flights are over long before theirs, and a bucket lets go of one at
-once, where a heap would keep it until it comes to the top.
+Deadlines stand in buckets, TICKS a second, as the numbers of flights. Most flights are over long before theirs, and
+leave an int there that its bucket passes over.
 """
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ class Flight(Generic[W]):
         "server",
         "started",
         "strangers",
-        "tick",
         "tried",
         "try_until",
         "waiters",
@@ -79,15 +78,13 @@ class Flight(Generic[W]):
         """Servers that may be asked."""
         self.started = now
         self.waiters: list[W] = []
-        self.tried: list[int] = []
+        self.tried: tuple[int, ...] = ()
         self.server = self.id = -1
         self.channel = 0
         self.question = b""
         """As it was sent, letter case included."""
         self.sent_at = self.deadline = self.try_until = now
-        """`deadline`: when to look at it again; `try_until`: how long this try may take."""
-        self.tick = 0
-        """Of the wheel; 0: it is not in it."""
+        """`deadline`: when to look at it again (0: `due` just gave it); `try_until`: how long this try may take."""
         self.strangers = 0
         """Replies that bore our id and not our question."""
         self.was_served_stale = False
@@ -100,40 +97,32 @@ class Pending(Generic[W]):
         self._random_source = random_bytes
         self._dice = memoryview(b"")
         self._channel = 0
-        self._by_key: dict[bytes, Flight[W]] = {}
+        self.by_key: Final[dict[bytes, Flight[W]]] = {}
+        """For others to look at, and to put one in while there are less than MAX_FLIGHTS."""
         self._by_id: dict[int, Flight[W]] = {}
         """By `server << 16 | id`."""
-        self._wheel: dict[int, dict[Flight[W], None]] = {}
+        self._wheel: dict[int, list[int]] = {}
+        """Those numbers by tick. One of a flight that is over, or armed anew, is passed over when its tick comes."""
         self._ticks: list[int] = []
         """Those that have a bucket; a heap."""
-        self.find: Final = self._by_key.get
-        """The flight that asks this already, by its key."""
         self.find_id: Final = self._by_id.get
 
     def __len__(self) -> int:
-        return len(self._by_key)
+        return len(self.by_key)
 
     def __iter__(self) -> Iterator[Flight[W]]:
-        return iter(list(self._by_key.values()))
+        return iter(list(self.by_key.values()))
 
     def find_reply(self, server: int, channel: int, id: int) -> Flight[W] | None:
         """The flight that a reply with this id, from this server, on this socket, belongs to."""
         flight = self._by_id.get(server << 16 | id)
         return flight if flight is not None and flight.channel == channel else None
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._by_key) >= MAX_FLIGHTS
-
-    def add(self, flight: Flight[W]) -> None:
-        self._by_key[flight.key] = flight
-
     def send(
         self, flight: Flight[W], server: int, now: float, timeout_s: float, *, stream: bool, case: bool, edns: bool
     ) -> Ask:
         """Give the flight a new id (and letter case, and socket) and the message to send."""
-        if flight.server >= 0:
-            self._by_id.pop(flight.server << 16 | flight.id, None)
+        self._by_id.pop(flight.server << 16 | flight.id, None)
         (ask,) = self.send_all((flight,), server, now, timeout_s, case=case, edns=edns)
         if stream:
             flight.channel = STREAM
@@ -150,32 +139,30 @@ class Pending(Generic[W]):
             names = mixed_case(names, self._random(len(names)))
         ids = self._random(2 * len(flights))
         deadline = now + timeout_s
-        bucket = self._bucket(tick := ceil(deadline * TICKS))
         # AD: we want to know (RFC 6840 5.7); who among the clients sees it is decided when the answer is served.
         heads = [_HEAD.pack(0, RD | AD | cd, 1, 0, 0, int(edns))[2:] for cd in (0, CD)]
         opts = [opt_record(0, do, size=UDP_SIZE) if edns else b"" for do in (0, DO)]
         asks: list[Ask] = []
+        numbers: list[int] = []
         at = id_at = 0
         for flight in flights:
             id_bytes = ids[id_at : id_at + 2]
-            number = id_bytes[0] << 8 | id_bytes[1]
-            while base | number in by_id:
+            id = id_bytes[0] << 8 | id_bytes[1]
+            while base | id in by_id:
                 id_bytes = self._random(2)
-                number = id_bytes[0] << 8 | id_bytes[1]
+                id = id_bytes[0] << 8 | id_bytes[1]
             id_at += 2
             until = at + len(flight.name)
             flight.question = question = names[at:until] + flight.key[-3:-1] + _CLASS_IN
             at = until
-            flight.server, flight.id, flight.channel = server, number, channel
-            flight.tried.append(server)
-            flight.sent_at, flight.try_until = now, deadline
-            by_id[base | number] = flight
-            if flight.tick:
-                self._wheel[flight.tick].pop(flight, None)
-            flight.deadline, flight.tick = deadline, tick
-            bucket[flight] = None
+            flight.server, flight.id, flight.channel = server, id, channel
+            flight.tried += (server,)
+            flight.sent_at, flight.try_until, flight.deadline = now, deadline, deadline
+            by_id[base | id] = flight
+            numbers.append(base | id)
             flags = flight.flags
             asks.append(_new(Ask, (server, channel, id_bytes + heads[flags >> 1] + question + opts[flags & 1])))
+        self._bucket(deadline).extend(numbers)
         return asks
 
     def change_channel(self) -> None:
@@ -191,41 +178,37 @@ class Pending(Generic[W]):
 
     def arm(self, flight: Flight[W], deadline: float) -> None:
         """Wake the flight up at `deadline` (the next tick), and no earlier."""
-        if flight.tick:
-            self._wheel[flight.tick].pop(flight, None)
-        flight.deadline, flight.tick = deadline, ceil(deadline * TICKS)
-        self._bucket(flight.tick)[flight] = None
+        flight.deadline = deadline
+        self._bucket(deadline).append(flight.server << 16 | flight.id)
 
     def close(self, flight: Flight[W]) -> None:
         """The flight is over."""
-        self._by_key.pop(flight.key, None)
-        if flight.server >= 0:
-            self._by_id.pop(flight.server << 16 | flight.id, None)
-        if flight.tick:
-            self._wheel[flight.tick].pop(flight, None)
-            flight.tick = 0
-        flight.deadline = 0.0
+        self.by_key.pop(flight.key, None)
+        self._by_id.pop(flight.server << 16 | flight.id, None)
 
     def next_timer(self) -> float | None:
-        """When `due` has something to say; None: nothing is in flight."""
-        ticks, wheel = self._ticks, self._wheel
-        while ticks and not wheel[ticks[0]]:
-            del wheel[heappop(ticks)]
-        return ticks[0] / TICKS if ticks else None
+        """When to call `due`, which need not have anything to say; None: nothing is in flight."""
+        if not self._by_id:
+            self._wheel.clear()
+            self._ticks.clear()
+        return self._ticks[0] / TICKS if self._ticks else None
 
     def due(self, now: float) -> list[Flight[W]]:
         """Flights whose deadline has passed; each must be armed or closed now."""
         found: list[Flight[W]] = []
-        while (at := self.next_timer()) is not None and at <= now:
-            for flight in self._wheel.pop(heappop(self._ticks)):
-                flight.deadline, flight.tick = 0.0, 0
-                found.append(flight)
+        while self._ticks and self._ticks[0] <= now * TICKS:
+            for number in self._wheel.pop(heappop(self._ticks)):
+                flight = self._by_id.get(number)
+                if flight is not None and 0.0 < flight.deadline <= now:
+                    flight.deadline = 0.0
+                    found.append(flight)
         return found
 
-    def _bucket(self, tick: int) -> dict[Flight[W], None]:
+    def _bucket(self, deadline: float) -> list[int]:
+        tick = ceil(deadline * TICKS)
         bucket = self._wheel.get(tick)
         if bucket is None:
-            bucket = self._wheel[tick] = {}
+            bucket = self._wheel[tick] = []
             heappush(self._ticks, tick)
         return bucket
 

@@ -16,9 +16,9 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 from dns import answer, screen, usual
 from dns.answer import Ede
 from dns.cache import Cache, Entry, key_of
-from dns.learn import full_rcode, learn
+from dns.learn import learn, read_kept
 from dns.limit import Limiter
-from dns.pending import MAX_WAITERS, STREAM, Ask, Flight, Pending
+from dns.pending import MAX_FLIGHTS, MAX_WAITERS, STREAM, Ask, Flight, Pending
 from dns.screen import Sight
 from dns.special import Fate, SpecialNames
 from dns.upstream import STREAM_TIMEOUT_S, Server, Where, choose
@@ -50,7 +50,7 @@ from policy.config import DnsConfig
 from policy.errors import WireError
 from policy.event import MAX_ANSWERS, Dns, Event
 from policy.frame import Client
-from policy.verdict import ALLOWED, FOREVER, Decider, Decision, Reason, Verdict
+from policy.verdict import ALLOWED, FOREVER, Decider, Decision, Reason, Treatment, Verdict
 
 MAX_TRIES: Final = 6
 GIVE_UP_S: Final = 5.0
@@ -131,13 +131,16 @@ class Reply(NamedTuple):
     hot: Hot | None = None
 
 
-class _Client(NamedTuple):
-    group: int
-    name: str
-    """Of the group."""
-    on_block: str
-    strip_ech: bool
-    mac: bytes
+class _Client:
+    __slots__ = ("group", "mac", "name", "on_block", "strip_ech")
+
+    def __init__(self, group: int, treatment: Treatment, mac: bytes) -> None:
+        self.group = group
+        self.name = treatment.group
+        """Of the group."""
+        self.on_block = treatment.on_block
+        self.strip_ech = treatment.strip_ech
+        self.mac = mac
 
 
 class _Waiter(NamedTuple):
@@ -153,7 +156,7 @@ class _Waiter(NamedTuple):
     decision: Decision
     asked_at: float
     is_hot: bool
-    """Its answer depends on nothing but the message behind the id, and the group."""
+    """Its answer depends on nothing but the message behind the id, and the group, and is not fetched just for this."""
 
 
 class _Read(NamedTuple):
@@ -189,7 +192,7 @@ class Proxy:
         self._clients: dict[bytes, _Client] = {}
         self._macs: dict[bytes, bytes] = {}
         self._known = bytearray((1 << KNOWN_BITS) // 8)
-        """A bit for the hash of each question that was asked."""
+        """A bit for the hash of each question that we answered by ourselves."""
         self._known_count = 0
         self._events: list[Event] = []
         self._fresh: list[Flight[_Waiter]] = []
@@ -261,9 +264,7 @@ class Proxy:
             if len(self._clients) >= MAX_CLIENTS:
                 self._clients.clear()
             group = self._decider.group_of(address, mac)
-            treatment = self._decider.treatment(group)
-            client = _Client(group, treatment.group, treatment.on_block, treatment.strip_ech, mac)
-            self._clients[address] = client
+            client = self._clients[address] = _Client(group, self._decider.treatment(group), mac)
         return client
 
     def _wall(self, now: float) -> float | None:
@@ -276,35 +277,32 @@ class Proxy:
         self.counters["queries"] += 1
         if (read := usual.read_query(data)) is None:
             return self._receive_unusual(data, peer, now)
-        if not self.limiter.charge(peer.address, 1, now):
+        who, is_stream, _ = peer
+        if not self.limiter.charge(who, 1, now):
             self._over_limit(data, peer, now)
             return None
         query, name = read
-        who = peer.address
         mac = self._macs.get(who, b"")
         client = self._clients.get(who)
         if client is None or client.mac != mac:
             client = self._client(who, mac)
         _, flags, wire_name, qtype, _, _, edns = query
-        decision = _UNDECIDED
-        if edns is None or edns.version == 0:
-            offset = self.wall_offset
-            decision = self._decider.decide(name, client.group, None if offset is None else now + offset)
+        offset = self.wall_offset
+        decision = self._decider.decide(name, client.group, None if offset is None else now + offset)
         # As in `_waiter`: a message like this one has no options, and its name is in lower case or it is not.
-        is_hot = not peer.is_stream and data.startswith(wire_name, HEADER) and self._is_known(data)
-        waiter = _new(_Waiter, (query, peer, client, who, name, decision, now, is_hot))
-        if decision is not ALLOWED or qtype not in _ADDRESS_TYPES or not self._special.is_ordinary(name):
-            return self._serve(waiter, now)
-        # As in `_resolve`, for what nobody has asked before.
-        flags = (0 if edns is None else edns.flags >> 15) | flags >> 3 & 2  # DO, CD
-        key = key_of(wire_name, qtype, flags)
-        if self.pending.find(key) is not None or self.pending.is_full or self.cache.find(key) is not None:
-            return self._resolve(waiter, self._outside, now)
-        flight: Flight[_Waiter] = Flight(key, wire_name, qtype, flags, self._outside, now)
-        self.pending.add(flight)
-        flight.waiters.append(waiter)
-        self._fresh.append(flight)
-        return None
+        is_hot = not is_stream and data.startswith(wire_name, HEADER)
+        if decision is ALLOWED and qtype in _ADDRESS_TYPES and self._special.is_ordinary(name):
+            # As in `_resolve`, for what nobody has asked before.
+            flags = (0 if edns is None else edns.flags >> 15) | flags >> 3 & 2  # DO, CD
+            key = key_of(wire_name, qtype, flags)
+            flights = self.pending.by_key
+            if key not in flights and len(flights) < MAX_FLIGHTS and self.cache.find(key) is None:
+                flight: Flight[_Waiter] = Flight(key, wire_name, qtype, flags, self._outside, now)
+                flights[key] = flight
+                flight.waiters.append(_new(_Waiter, (query, peer, client, who, name, decision, now, False)))
+                self._fresh.append(flight)
+                return None
+        return self._serve(_new(_Waiter, (query, peer, client, who, name, decision, now, is_hot)), now)
 
     def _receive_unusual(self, data: bytes, peer: Peer, now: float) -> Reply | None:
         try:
@@ -346,13 +344,15 @@ class Proxy:
             not peer.is_stream
             and (query.edns is None or not query.edns.options)
             and query.question[:-4] == query.name  # other letter case: each client's own, not worth a place
-            and self._is_known(data)
         )
         return _new(_Waiter, (query, peer, client, who, name, decision, now, is_hot))
 
-    def _is_known(self, data: bytes) -> bool:
-        """Has this very question been asked lately? Most are asked once, and not worth a place among the ready ones."""
-        key = hash(data[2:])
+    def _is_known(self, query: Query) -> bool:
+        """Has this very question, to which we have an answer of our own, been asked lately?
+
+        Most are asked once, and not worth a place among the ready ones. Of what upstreams answer, the cache knows.
+        """
+        key = hash((query.flags, query.question, query.edns))
         place, bit = (key & ((1 << KNOWN_BITS) - 1)) >> 3, 1 << (key & 7)
         if self._known[place] & bit:
             return True
@@ -432,7 +432,8 @@ class Proxy:
         """An answer of our own making: its TTLs are short enough to stay as they are."""
         full = answer.tail(waiter.query, rcode, body, ede, self._options(waiter.query))
         decision = Decision(verdict, reason, rule)
-        return self._finish(waiter, full, rcode, decision, (), now, cached=False, expires=FOREVER)
+        is_hot = waiter.is_hot and self._is_known(waiter.query)
+        return self._finish(waiter, full, rcode, decision, (), now, cached=False, expires=FOREVER if is_hot else 0.0)
 
     # Resolving.
 
@@ -450,14 +451,15 @@ class Proxy:
         entry = self.cache.find(key)
         if entry is not None and entry.expires_s > now:
             return self._deliver(waiter, entry, now, cached=True)
-        flight = self.pending.find(key)
+        flight = self.pending.by_key.get(key)
         if flight is None:
-            if self.pending.is_full:
+            if len(self.pending) >= MAX_FLIGHTS:
                 self.counters["overload"] += 1
                 return self._give_up(waiter, entry, now)
-            flight = Flight(key, name, query.qtype, flags, among, now)
-            self.pending.add(flight)
+            flight = self.pending.by_key[key] = Flight(key, name, query.qtype, flags, among, now)
             self._ask(flight, now)
+            if entry is None:  # asked for the first time, and most likely for the last
+                waiter = waiter._replace(is_hot=False)
         if self._is_stale(entry, now) and (
             flight.was_served_stale or all(self.servers[i].is_resting(now) for i in among)
         ):
@@ -502,87 +504,83 @@ class Proxy:
 
     def receive_replies(self, datas: Sequence[bytes], server: int, channel: int, now: float) -> None:
         """Messages from an upstream, as many as there were on the socket `channel` (or STREAM)."""
-        find, base, settings = self.pending.find_id, server << 16, self.settings
-        second, sent_at = int(now), -1.0
+        find, read, base, settings = self.pending.find_id, usual.read_reply, server << 16, self.settings
+        decide, wall, second, now_ms = self._decider.decide_address, self._wall(now), int(now), int(now * 1000)
+        sent_at = -1.0
         for data in datas:
-            flight = find(base | int.from_bytes(data[:2], "big"))
+            flight = find(base | data[0] << 8 | data[1]) if len(data) > HEADER else None
             # DNSSEC's askers are given more than answers.
             if (
                 flight is None
                 or flight.channel != channel
                 or flight.flags & 1
                 or not data.startswith(flight.question, HEADER)
-                or (read := usual.read_reply(data, end := HEADER + len(flight.question), flight.qtype)) is None
+                or (found := read(data, end := HEADER + len(flight.question), flight.qtype)) is None
             ):
                 self._receive_unusual_reply(data, server, channel, now)
                 continue
-            records, until, ttl, addresses, is_plain = read
-            is_clean = (
-                is_plain
-                and len(addresses) <= screen.MAX_CHECKED
-                and _MAYBE_INSIDE.isdisjoint([address[0] for address in addresses])
-            )
+            flags, answers, until, ttl, is_even, addresses, is_plain = found
             sight = None
-            if not is_clean:
+            if not is_plain:
                 try:
-                    sight = screen.look(data, records)
+                    sight = screen.look(data, _answers_of(data, end, answers))
                 except WireError:
                     self._receive_unusual_reply(data, server, channel, now)
                     continue
-            sent_at = flight.sent_at
-            ttl = min(max(ttl, settings.min_ttl_s), settings.max_ttl_s)
+            if not settings.min_ttl_s <= ttl <= settings.max_ttl_s:
+                ttl, is_even = min(max(ttl, settings.min_ttl_s), settings.max_ttl_s), False
             body = data[end:until]
-            entry = _new(Entry, (second, second + ttl, (data[3] & AD) << 8, len(records), 0, body))
+            entry = _new(Entry, (second, second + ttl, flags, answers, 0, body))
             if ttl:
                 self.cache.put(flight.key, entry)
+            sent_at = flight.sent_at
             self.pending.close(flight)
+            if not is_even:
+                body = _stamped(body, _answers_of(data, end, answers), end, ttl.to_bytes(4, "big"))
             waiters, flight.waiters = flight.waiters, []
-            told = max(0, int(second + ttl - now)).to_bytes(4, "big")
-            if len(records) == 1:
-                stamped = body[:6] + told + body[10:]
-            else:
-                stamped = _stamped(body, records, end, told)
             for waiter in waiters:
-                if (
-                    waiter.decision is ALLOWED
-                    and not waiter.is_hot
-                    and not (sight is not None and sight.has_ech and waiter.client.strip_ech)
-                ):
-                    if sight is None:
-                        is_fine = not self._are_blocked(addresses, waiter.client.group, now)
-                    else:
-                        is_fine = self._objection(waiter, sight, now) is None
-                    if is_fine:
-                        self._hand_on(waiter, entry, stamped, addresses, now)
-                        continue
-                whole = _Read(data[:end] + body, records)
-                self._replies.append(self._deliver(waiter, entry, now, cached=False, read=whole))
+                _, _, client, _, _, decision, _, is_hot = waiter
+                if decision is not ALLOWED or is_hot:
+                    is_fine = False
+                elif sight is not None:
+                    is_fine = not (sight.has_ech and client.strip_ech) and self._objection(waiter, sight, now) is None
+                else:
+                    is_fine = True
+                    for address in addresses:
+                        if decide(address, client.group, wall).verdict is _BLOCK:
+                            is_fine = False
+                            break
+                if is_fine:
+                    self._hand_on(waiter, entry, body, addresses, now, now_ms)
+                else:
+                    whole = _Read(data[:until], _answers_of(data, end, answers))
+                    self._replies.append(self._deliver(waiter, entry, now, cached=False, read=whole))
         if sent_at >= 0:
             self.servers[server].answered(now - sent_at)
 
-    def _are_blocked(self, addresses: tuple[bytes, ...], group: int, now: float) -> bool:
-        wall, decide = self._wall(now), self._decider.decide_address
-        return True in [decide(address, group, wall).verdict is _BLOCK for address in addresses]
-
-    def _hand_on(self, waiter: _Waiter, entry: Entry, body: bytes, addresses: tuple[bytes, ...], now: float) -> None:
+    def _hand_on(
+        self, waiter: _Waiter, entry: Entry, body: bytes, addresses: tuple[bytes, ...], now: float, now_ms: int
+    ) -> None:
         """An answer just learned, to one who asked for it, with nothing to be changed in it: `_shape` and `_finish`."""
         query, peer, client, who, name, _, asked_at, _ = waiter
         number, asked_flags, _, qtype, _, question, edns = query
         flags = QR | RA | asked_flags & (RD | CD)
         if entry.flags and answer.wants_ad(query):
             flags |= AD
-        data = _HEAD.pack(number, flags, 1, entry.answers, 0, 0 if edns is None else 1) + question + body
-        if edns is not None:
-            data += answer.opt_record(0, 0, self._options(query)) if edns.options else _PLAIN_OPT
+        if edns is None:
+            data = _HEAD.pack(number, flags, 1, entry.answers, 0, 0) + question + body
+        else:
+            opt = answer.opt_record(0, 0, self._options(query)) if edns.options else _PLAIN_OPT
+            data = _HEAD.pack(number, flags, 1, entry.answers, 0, 1) + question + body + opt
         if len(data) > answer.MIN_SIZE:
             data = data[:2] + answer.fitted(query, data[2:], is_stream=peer.is_stream)
         kept = addresses if len(addresses) <= MAX_ANSWERS else addresses[:MAX_ANSWERS]
-        latency_ms = max(0, int((now - asked_at) * 1000))
+        latency_ms = int((now - asked_at) * 1000)
         self._events.append(
             _new(
                 Dns,
-                (int(now * 1000), who, name.decode("ascii"), qtype, 0, _ALLOW, _DEFAULT, "", client.name, kept, False,
-                 latency_ms, client.mac, ""),
+                (now_ms, who, name.decode("ascii"), qtype, 0, _ALLOW, _DEFAULT, "", client.name, kept, False,
+                 latency_ms if latency_ms > 0 else 0, client.mac, ""),
             )
         )  # fmt: skip
         self._replies.append(_new(Reply, (data, peer, None)))
@@ -638,8 +636,8 @@ class Proxy:
         server = self.servers[flight.server]
         settings = self.settings
         try:
-            records, behind = read_records(data, end, header)
-            rcode = full_rcode(header, records)
+            is_signed = bool(flight.flags & 1)
+            records, behind, rcode = read_kept(data, end, header, is_signed=is_signed)
             if rcode in _DISLIKES_EDNS and server.has_edns:
                 self._is_ours_bare(flight, now)
                 return
@@ -652,7 +650,7 @@ class Proxy:
                 behind,
                 rcode,
                 int(now),
-                is_signed=bool(flight.flags & 1),
+                is_signed=is_signed,
                 min_ttl_s=settings.min_ttl_s,
                 max_ttl_s=settings.max_ttl_s,
             )
@@ -782,7 +780,7 @@ class Proxy:
         objection = self._objection(waiter, sight, now)
         if objection is not None:
             return self._block(waiter, objection, now)
-        left = entry.expires_s - now
+        left = entry.expires_s - (now if cached else entry.learned_s)
         expires: float = entry.expires_s
         if is_stale:
             left, expires = STALE_TTL_S, 0.0
@@ -888,6 +886,11 @@ def _stamped(body: bytes, records: Iterable[Record], start: int, ttl: bytes) -> 
     return bytes(found)
 
 
+def _answers_of(data: bytes, end: int, answers: int) -> list[Record]:
+    """The answer section's records, of a message whose question ends at `end`. Raises: WireError."""
+    return read_records(data, end, _new(Header, (0, 0, 1, answers, 0, 0)))[0]
+
+
 def _told_client(query: Query, who: bytes, mac: bytes) -> tuple[bytes, bytes]:
     """The client that dnsmasq asks for: its `add-mac` and `add-subnet=32,128` options."""
     for code, data in query.edns.options if query.edns is not None else ():
@@ -908,8 +911,6 @@ def _packed(text: str) -> bytes:
     return ip_address(text).packed
 
 
-_MAYBE_INSIDE: Final = frozenset((0, 10, 100, 127, 169, 172, 192, 252, 253, 254))
-"""First octets of all addresses, 4 or 16 octets long, that `screen.is_inside` may say yes to."""
 _LOOPBACKS: Final = (b"\x7f\0\0\1", bytes(15) + b"\1")
 _NULLS: Final = (bytes(4), bytes(16))
 _REBIND: Final = Decision(Verdict.BLOCK, Reason.REBIND, "rebind")

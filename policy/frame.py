@@ -197,6 +197,7 @@ _TUPLES: Final = {
     kind: [(at, _INNER[text]) for at, text in enumerate(_annotations(kind)) if text in _INNER] for kind in _SHAPES
 }
 
+_TAGGED: Final[dict[type, tuple[object, ...]]] = {kind: (tag,) for kind, tag in TAG_OF.items()}
 _LOOK_UP_TAG: Final = TAG_OF[Dns]
 _LOOK_UP_SHAPE: Final = (int, *_SHAPES[Dns])
 _BYTES: Final = frozenset((bytes,))
@@ -205,7 +206,8 @@ _ADDRESS_LENGTHS: Final = frozenset((4, 16))
 
 def event_bytes(event: Event) -> bytes:
     """One record as it stands in an EVENTS frame."""
-    return cast(bytes, _PACKER.pack((TAG_OF[type(event)], *event)))
+    packed: bytes = _PACKER.pack(_TAGGED[type(event)] + event)
+    return packed
 
 
 def hello_frame(hello: Hello) -> bytes:

@@ -22,7 +22,9 @@ from policy.frame import MAX_FRAME, MAX_FRAME_EVENTS, Fold, Stream, event_bytes,
 DEFAULT_MAX_BYTES: Final = 4 << 20
 """4 MiB: 30 s (the usual loss window) of 8,000 folded look-ups a second at about 16 octets each."""
 MAX_PENDING: Final = 1024
-"""Records that wait unpacked; `put` packs them by itself beyond this."""
+"""Records that wait for a frame; `put` makes one by itself beyond this."""
+MAX_PACKED: Final = MAX_FRAME - 64
+"""Octets of records in a frame."""
 
 
 class _Held(NamedTuple):
@@ -33,6 +35,16 @@ class _Held(NamedTuple):
     to_ms: int
 
 
+class _Waiting:
+    """Records of one stream, packed as they come: an object that waits is cold when its turn comes."""
+
+    __slots__ = ("from_ms", "packed", "size", "to_ms")
+
+    def __init__(self) -> None:
+        self.packed: list[bytes] = []
+        self.size = self.from_ms = self.to_ms = 0
+
+
 class Outbox:
     """Frames of one hook process. `source` names it in Gap records, such as `dns/0`."""
 
@@ -40,7 +52,7 @@ class Outbox:
         self.source: Final = source
         self.max_bytes: Final = max_bytes
         self.counters: Final = {"events": 0, "frames": 0, "lost": 0, "uninsured": 0}
-        self._pending: tuple[list[Event], list[Event]] = ([], [])
+        self._waiting = (_Waiting(), _Waiting())
         self._held: tuple[deque[_Held], deque[_Held]] = (deque(), deque())
         self._sent = [0, 0]
         """How many of the leading held frames of each stream have been sent on this connection."""
@@ -51,8 +63,9 @@ class Outbox:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing waits to be packed or sent."""
-        return not any(self._pending) and all(len(self._held[s]) == self._sent[s] for s in Stream)
+        """Nothing waits for a frame, or to be sent."""
+        is_framed = not any(waiting.packed for waiting in self._waiting)
+        return is_framed and all(len(self._held[s]) == self._sent[s] for s in Stream)
 
     @property
     def has_room(self) -> bool:
@@ -67,10 +80,22 @@ class Outbox:
 
     def put(self, event: Event) -> None:
         """Take one record. Never blocks, never raises."""
-        pending = self._pending[is_critical(event)]
-        pending.append(event)
-        if len(pending) >= MAX_PENDING:
-            self.flush(event.at_ms)
+        data = event_bytes(event)
+        is_urgent = is_critical(event)
+        waiting = self._waiting[is_urgent]
+        packed = waiting.packed
+        if packed and (waiting.size + len(data) > MAX_PACKED or len(packed) >= MAX_PENDING):
+            self._make_frame(Stream(is_urgent))
+            packed = waiting.packed
+        at_ms = event.at_ms
+        if not packed:
+            waiting.from_ms = waiting.to_ms = at_ms
+        elif at_ms > waiting.to_ms:
+            waiting.to_ms = at_ms
+        elif at_ms < waiting.from_ms:
+            waiting.from_ms = at_ms
+        packed.append(data)
+        waiting.size += len(data)
 
     def put_folded(self, fold: Fold, *, are_blocks: bool = False) -> None:
         """Take many look-ups (or flows) that differ in time and client (and source port) only; all blocked, or none."""
@@ -85,16 +110,15 @@ class Outbox:
         self._keep(stream, _Held(self._seq[stream], data, len(fold.which), first, last))
 
     def flush(self, now_ms: int, *, is_last: bool = False) -> None:
-        """Pack what is pending into frames. `is_last`: the process ends, so a loss is told now."""
+        """Make frames of what waits. `is_last`: the process ends, so a loss is told now."""
         # One Gap for one overflow: told when there is room again, or it would itself crowd out what it reports on.
         if self._lost is not None and (is_last or self._bytes < self.max_bytes // 2):
             lost, from_ms, to_ms = self._lost
             self._lost = None
-            self._pending[1].append(Gap(now_ms, self.source, lost, from_ms, to_ms, "outbox full"))
+            self.put(Gap(now_ms, self.source, lost, from_ms, to_ms, "outbox full"))
         for stream in (Stream.CRITICAL, Stream.ACCESS):
-            if pending := self._pending[stream]:
-                self._pack(stream, pending)
-                pending.clear()
+            if self._waiting[stream].packed:
+                self._make_frame(stream)
 
     def next_frame(self) -> bytes | None:
         """The frame to send next, critical ones first; None: all are sent. Call `sent` when the socket took it."""
@@ -122,21 +146,12 @@ class Outbox:
         """The agent went away: whatever it has not acknowledged must be sent again."""
         self._sent[:] = [0, 0]
 
-    def _pack(self, stream: Stream, events: list[Event]) -> None:
-        packed: list[bytes] = []
-        size = first = 0
-        for at, event in enumerate(events):
-            data = event_bytes(event)
-            if packed and (size + len(data) > MAX_FRAME - 64 or len(packed) >= MAX_FRAME_EVENTS):
-                self._hold(stream, events_frame(stream, self._next_seq(stream), packed), events[first:at])
-                packed, size, first = [], 0, at
-            packed.append(data)
-            size += len(data)
-        self._hold(stream, events_frame(stream, self._next_seq(stream), packed), events[first:])
-
-    def _hold(self, stream: Stream, data: bytes, events: Sequence[Event]) -> None:
-        times = [event.at_ms for event in events]
-        self._keep(stream, _Held(self._seq[stream], data, len(events), min(times), max(times)))
+    def _make_frame(self, stream: Stream) -> None:
+        waiting = self._waiting[stream]
+        data = events_frame(stream, self._next_seq(stream), waiting.packed)
+        held = _Held(self._seq[stream], data, len(waiting.packed), waiting.from_ms, waiting.to_ms)
+        waiting.packed, waiting.size = [], 0
+        self._keep(stream, held)
 
     def _keep(self, stream: Stream, held: _Held) -> None:
         self._held[stream].append(held)

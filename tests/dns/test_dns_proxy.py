@@ -114,6 +114,28 @@ def test_no_answer_the_second_upstream_is_asked_then_the_first_again():
     assert len(proxy.pending) == 0
 
 
+def test_deadlines_of_what_was_answered_are_passed_over_and_take_no_room():
+    proxy = core()
+    for number in range(200):
+        ask(proxy, f"a{number}.example.org", now=0.0)
+    asks = proxy.asks()
+    for sent in asks[:-1]:
+        proxy.receive_reply(reply(sent.data, [A4]), sent.server, sent.channel, 0.1)
+    due = proxy.next_timer()
+    assert due is not None
+    (left,) = proxy.pending.due(due)
+    assert left.question == asks[-1].data[12:-11]
+    assert proxy.pending.due(due + 10) == []
+    proxy.pending.arm(left, due + 1)
+    proxy.pending.arm(left, due + 2)
+    assert proxy.pending.due(due + 1.5) == []
+    assert proxy.pending.due(due + 3) == [left]
+    proxy.pending.arm(left, due + 4)
+    proxy.pending.close(left)
+    assert proxy.next_timer() is None
+    assert proxy.pending.due(due + 10) == []
+
+
 def test_each_try_has_another_id_and_the_old_one_is_void():
     proxy = core()
     ask(proxy)
@@ -229,6 +251,28 @@ def test_from_the_cache_with_a_ttl_that_decays_and_never_lies():
         assert ttl <= 100 - now
         assert ttl >= 100 - now - max(2, (100 - now) / 8 + 1)
     assert ask(proxy, now=100.5) is None
+
+
+@pytest.mark.parametrize("qtype", [1, 16])  # the usual way, and the other
+def test_an_answer_just_learned_has_the_ttl_that_the_upstream_gave(qtype):
+    proxy = core()
+    for name, ttl in (("www.example.org", 300), ("www.example.net", 100_000)):
+        ask(proxy, name, qtype, now=0.25)
+        (down,) = answered(proxy, record(qtype, b"\1\2\3\4", ttl=ttl), now=0.75)
+        assert read(down.data)[1][0].ttl == min(ttl, 86_400)
+
+
+@pytest.mark.parametrize("qtype", [1, 16])
+def test_what_stands_behind_answers_is_not_read_but_for_who_asks_for_dnssec(qtype):
+    torn = record(46, bytes(20), ttl=7)[:-1]
+    proxy = core()
+    ask(proxy, qtype=qtype)
+    (down,) = answered(proxy, record(qtype, b"\1\2\3\4"), authority=[torn])
+    assert answers(down.data) == (0, [b"\1\2\3\4"])
+    assert read_header(down.data).authorities == 0
+    ask(proxy, qtype=qtype, edns=(1232, 0x8000, b""))
+    assert answered(proxy, record(qtype, b"\1\2\3\4"), authority=[torn]) == []
+    assert proxy.counters["bad_replies"] == 1
 
 
 def test_a_cname_chain_lives_as_long_as_its_shortest_link():

@@ -137,7 +137,7 @@ def test_ports_and_ids_are_not_to_be_guessed(serve):
                 client.recv(512)
     assert len(ids) >= 58
     assert len(ports) >= 12
-    assert len(cases) >= 50
+    assert len(cases) >= 40  # 54 of 256 are expected; below 50 is one run in thirty
 
 
 class Wires:

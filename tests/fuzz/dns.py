@@ -14,12 +14,12 @@ import time
 
 from dns import screen, usual
 from dns.cache import Entry
-from dns.learn import full_rcode, learn
+from dns.learn import learn, read_kept
 from dns.pending import MAX_FLIGHTS
 from dns.proxy import Peer, Proxy
 from dns.rewrite import Alias, reassemble
 from dns.screen import Sight
-from dns.wire import AD, WireError, present, read_header, read_query, read_question, read_records
+from dns.wire import WireError, present, read_header, read_query, read_question, read_records
 from policy.config import DnsConfig
 from policy.verdict import ALLOWED, FOREVER, Decision, Reason, Treatment, Verdict
 
@@ -154,14 +154,14 @@ def check_reply(data):
     found = usual.read_reply(data, end, qtype)
     if found is not None:
         header = read_header(data)
-        records, behind = read_records(data, end, header)
-        rcode = full_rcode(header, records)
+        records, behind, rcode = read_kept(data, end, header, is_signed=False)
         entry = learn(data, name, end, header, records, behind, rcode, 0)
-        mine = (0, min(found.ttl, 86400), (data[3] & AD) << 8, len(found.records), 0, data[end : found.until])
-        assert entry == Entry(*mine)
-        assert found.records == [r for r in records if r.section == 0]
+        assert entry == Entry(0, min(found.ttl, 86400), found.flags, found.answers, 0, data[end : found.until])
+        assert found.is_even == (len({r.ttl for r in records}) == 1)
         if found.is_plain:
-            assert screen.look(data, found.records) == Sight((), found.addresses, (), False)
+            sight = screen.look(data, records)
+            assert sight == Sight((), found.addresses, (), False)
+            assert not screen.rebinds(sight)
     return found is not None
 
 
@@ -175,11 +175,10 @@ def read_all(data):
     except WireError:
         pass
     asked, _, _, end = read_question(data)
-    records, behind = read_records(data, end, header)
-    try:
-        screen.look(data, records)
-    finally:
-        learn(data, asked, end, header, records, behind, full_rcode(header, records), 0, is_signed=bool(len(data) & 1))
+    is_signed = bool(len(data) & 1)
+    learn(data, asked, end, header, *read_kept(data, end, header, is_signed=is_signed), 0, is_signed=is_signed)
+    records, _ = read_records(data, end, header)
+    screen.look(data, records)
     kept = [r for r in records if r.section < 2]
     reassemble(data, kept, asked, strip_ech=True, alias=Alias(asked, b"\4safe\0", 30), ttl=30)
 

@@ -1,8 +1,8 @@
 """The outbox: nothing is forgotten before it is acknowledged, nothing grows without bound, every loss is told."""
 
 from policy.event import Dns, Gap
-from policy.frame import Events, Fold, Folded, Stream, event_bytes, events_frame, read_up
-from policy.outbox import Outbox
+from policy.frame import MAX_FRAME, Events, Fold, Folded, Stream, event_bytes, events_frame, read_up
+from policy.outbox import MAX_PENDING, Outbox
 from policy.verdict import Verdict
 
 
@@ -115,3 +115,34 @@ def test_critical_records_outlive_any_amount_of_access_records() -> None:
     (first, *_) = send_all(outbox)
     assert isinstance(first, Events)
     assert first.events[0] == look_up(0, verdict=Verdict.BLOCK)
+
+
+def test_records_fill_one_frame_after_another_in_their_order_and_none_is_too_large() -> None:
+    outbox = Outbox("dns/0", max_bytes=1 << 30)
+    for at in range(3000):
+        outbox.put(look_up(10_000 + at - 5 * (at % 2), "y" * (900 if 1500 < at < 2000 else 3)))
+        assert not outbox.is_idle
+    outbox.flush(20_000)
+    sizes = []
+    while (data := outbox.next_frame()) is not None:
+        sizes.append(len(data))
+        outbox.sent()
+    outbox.disconnected()
+    frames = send_all(outbox)
+    events = [event for frame in frames if isinstance(frame, Events) for event in frame.events]
+    assert [event.at_ms for event in events] == [10_000 + at - 5 * (at % 2) for at in range(3000)]
+    assert max(sizes) <= MAX_FRAME
+    assert max(len(frame.events) for frame in frames if isinstance(frame, Events)) <= MAX_PENDING
+    assert len(frames) <= 9  # as few as that: none is sent half empty
+    assert outbox.counters["events"] == 3000
+
+
+def test_a_loss_is_told_with_the_times_of_what_was_lost_whatever_their_order() -> None:
+    outbox = Outbox("dns/0", max_bytes=1)
+    for at in (500, 300, 900, 400):
+        outbox.put(look_up(at))
+    outbox.flush(1000)
+    outbox.flush(1001, is_last=True)
+    (gap,) = [event for frame in send_all(outbox) if isinstance(frame, Events) for event in frame.events]
+    assert isinstance(gap, Gap)
+    assert (gap.lost, gap.from_ms, gap.to_ms) == (4, 300, 900)
