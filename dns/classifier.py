@@ -154,7 +154,7 @@ def _check_headers(a: Assembler, layout: Layout, udp: int, *, is_ipv6: bool) -> 
     a.op("mov", R1, _r[R7])
     a.op("add", R1, udp + _UDP + 2)
     a.jump("jgt", R1, _r[R8], "pass")
-    # What the firewall redirects comes in by its old port. By the new one it comes where netfilter has seen it before us
+    # What the firewall redirects comes in by its old port. By the new one it comes where netfilter has been before us
     # (br_netfilter), and an answer from that port would be nobody's.
     outside, matched = a.fresh("outside"), a.fresh("ours")
     a.load("h", R0, R7, udp + 2)

@@ -219,7 +219,9 @@ def test_what_is_asked_again_is_answered_in_the_kernel_and_is_on_record(lab: Lab
         pytest.skip("no such programs in this kernel")
     for words in ("", "@2001:db8:20::1"):  # no cookie: it would make each question another one
         for number in range(8):
-            assert lab.run("pupil2", f"dig +nocookie {words} +short again.example.org").stdout.strip() == "198.51.100.20"
+            assert (
+                lab.run("pupil2", f"dig +nocookie {words} +short again.example.org").stdout.strip() == "198.51.100.20"
+            )
             assert "status: NXDOMAIN" in lab.run("pupil2", f"dig +nocookie {words} again.casino.example").stdout
             time.sleep(0.3 if number < 4 else 0)
     for name, verdict in (("again.example.org", "allow"), ("again.casino.example", "block")):
