@@ -303,6 +303,15 @@ config group 'all'
     def commands(self) -> list[list[str]]:
         return [[sys.executable, "-I", str(ROOT), role, "--config", str(self.config)] for role in ("agent", "dns")]
 
+    def kernel_mb(self) -> float:
+        """Of BPF maps that are not mapped, so in nobody's RSS: what the kernel says of each in /proc."""
+        total = 0
+        for path in Path(f"/proc/{self.server.pid}/fdinfo").iterdir():
+            fields = dict(line.split(":\t", 1) for line in path.read_text().splitlines() if ":\t" in line)
+            if fields.get("map_type") == "1":  # BPF_MAP_TYPE_HASH
+                total += int(fields["memlock"])
+        return total / (1 << 20)
+
     def agent_cpu_s(self) -> float:
         return _cpu_s(self.processes[0].pid)
 

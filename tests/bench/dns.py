@@ -9,7 +9,12 @@ The floor is a C program that only echoes, once with a system call for each data
 calls are cheap they cost the same, most of it the way through the IP stack and back. What either costs depends on how
 busy the load is: a client that sleeps must be woken by whoever answers it, which on a virtual machine costs tenfold;
 so CPU per query is told at saturation and at a fixed low rate.
-`--only ours,echo` for some; `--rounds`, `--seconds`.
+
+What the kernel answers for us is done in the asker's time, and no process of ours is charged with it. So our CPU per
+query is reckoned from the whole machine's: all that was not idle, less the agent (a row of its own), less what the load
+itself takes, which is what the machine spent in the same round when the C echo answered, less what the echo spent. A
+peer is charged with what its process used, which leaves out its kernel threads.
+`--only ours,echo` for some (without the echo, ours is the worker's own CPU alone); `--rounds`, `--seconds`.
 
 Ours is the worker of `gatehouse dns`, with all its duties, sending its records to a running `gatehouse agent`, which
 writes the ring; what the agent spends is a row of its own. At the end the ring must hold as many look-ups as were sent.
@@ -210,6 +215,8 @@ def measure(contenders: list[peers.Contender], load: Load, rounds: int, seconds:
     )
     for contender in contenders:
         if isinstance(contender, peers.Ours):
+            rows.append(Row(metric="kernel memory besides: tables of answers and clients", unit="MB",
+                            ours=contender.kernel_mb()))  # fmt: skip
             rows.append(complete(contender, load.sent[contender.name]))
     return rows
 
@@ -221,6 +228,12 @@ def table(
     rss: dict[str, float],
 ) -> list[Row]:
     cpu = {name: median([each["cpu"] for each in found]) for name, found in busy.items()}
+    worker = cpu.get("ours", 0.0)
+    if "ours" in busy and "echo" in busy:
+        cpu["ours"] = median([
+            ours["machine"] - ours["agent"] - (echo["machine"] - echo["cpu"])
+            for ours, echo in zip(busy["ours"], busy["echo"], strict=True)
+        ])  # fmt: skip
     qps = {name: median([each["qps"] for each in found]) for name, found in busy.items()}
     tail = {name: median([p99 for p99, _ in found]) for name, found in calm.items()}
     low = {name: median([spent for _, spent in found]) for name, found in calm.items()}
@@ -231,6 +244,9 @@ def table(
         ("dnsmasq + log-queries", lambda ours, peer: ours <= peer / 5, "<= 1/5 x dnsmasq"),
         ("echo", lambda ours, peer: ours <= 1.4 * peer, "<= 1.4 x echo"),
     ])]  # fmt: skip
+    machine = {name: median([each["machine"] for each in found]) for name, found in busy.items()}
+    rows.append(row("CPU of the whole machine per query, load and agent included", "us", machine, []))
+    rows.append(Row(metric="CPU of our worker alone", unit="us", ours=worker))
     servers = {name: value for name, value in qps.items() if not name.startswith("echo")}
     best = max((value for name, value in servers.items() if name != "ours"), default=0.0)
     rows.append(row("saturated throughput", "queries/s", qps, [], f"> {best:.0f}, the best server's",
