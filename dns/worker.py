@@ -39,6 +39,7 @@ PUMP_S: Final = 0.02
 TIDY_S: Final = 1.0
 HAND_OVER_S: Final = 0.05
 """How long look-ups may wait to be put on record in one go."""
+REST_S: Final = 0.002
 LOOK_S: Final = 10.0
 """How often is looked for interfaces that have come."""
 DRAIN_S: Final = 1.0
@@ -190,6 +191,10 @@ class _Loop:
         gc.set_threshold(100_000, 50, 100)
         while True:
             self._turn(self._timeout())
+            if not self._hot.takes:
+                # The agent is behind, and perhaps for want of the core that we sit on. Questions wait in the socket.
+                time.sleep(REST_S)
+                self._hot.takes = self._link.has_room
             commands = self._pump()
             if not (commands or self._signals or self._is_elsewhere):
                 continue

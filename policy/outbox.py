@@ -71,7 +71,7 @@ class Outbox:
     def has_room(self) -> bool:
         """Does the agent keep up? If not, who has something that can wait had better wait with it."""
         unsent = sum(len(frame.data) for s in Stream for frame in islice(self._held[s], self._sent[s], None))
-        return unsent < self.max_bytes // 4
+        return unsent < self.max_bytes // 2
 
     @property
     def unacknowledged(self) -> int:

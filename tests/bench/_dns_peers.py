@@ -267,7 +267,6 @@ config dns 'dns'
 	option local_server ''
 	option rate '10000000'
 	option hot_cache '32M'
-	option cache '2M'
 {self.extra}
 config nfq 'nfq'
 	option enabled '0'
