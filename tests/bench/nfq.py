@@ -47,6 +47,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nfq import aes, quic, rules, tls
+from tests.bench._nfq_turns import Turns
 from tests.bench.table import BUILD, Row, median, write
 from tests.lab.lab import ROOT, Lab
 
@@ -116,6 +117,7 @@ class Bench:
         self.started: list[subprocess.Popen[str]] = []
         self.pids: dict[str, list[int]] = {}
         self.agents: dict[str, int] = {}
+        self.turns: dict[str, Turns] = {}
 
     def start(self, name: str, namespace: str, command: list[str]) -> list[int]:
         """Start something and find its processes; its own log."""
@@ -133,12 +135,12 @@ class Bench:
                     pass
             outer.wait()
 
-    def apply(self, queue: int | None) -> None:
-        """Our rules with another queue number, or none at all."""
+    def apply(self, queue: int | None, *, early: bool = False) -> None:
+        """Our rules with another queue number, or none at all. `early`: with what our own program marks."""
         if queue is None:
             self.restore(f"*mangle\n-F\nCOMMIT\n*filter\n-F\n{FIREWALL}\nCOMMIT\n*raw\n-F\nCOMMIT\n")
             return
-        plan = rules.Plan(("br-lan",), queue, 1, MASK, 0, False)
+        plan = rules.Plan(("br-lan",), queue, 1, MASK, 0, False, early=early)
         text = rules.iptables(plan, 4)
         self.restore(text)
         for table, chain, ours in rules.JUMPS:
@@ -263,6 +265,10 @@ config group 'pupils'
             and (base / "state" / "policy.gp").exists()
         ):
             time.sleep(1)
+            bench.turns[name] = Turns(workers[0])
+            if not bench.turns[name].has_program:
+                print(f"bench: {name}: the kernel has no tcx, all goes by the queue", file=sys.stderr)
+                del bench.turns[name]
             return workers
     raise SystemExit(f"bench: {name} did not start: {(bench.directory / f'{name}.log').read_text()[-2000:]}")
 
@@ -479,7 +485,10 @@ SKIPPED = {("squid", "http"), ("squid", "tcp")}
 @contextmanager
 def in_force(bench: Bench, name: str) -> Iterator[None]:
     """The rules under which `name` gets its packets; squid gets connections."""
-    bench.apply(QUEUES.get(name))
+    turns = bench.turns.get(name)
+    bench.apply(QUEUES.get(name), early=turns is not None)
+    if turns is not None:
+        turns.begin()
     redirect = f"iptables -t nat -{{}} PREROUTING -i br-lan -p tcp --dport {PORT} -j REDIRECT --to-ports 3129"
     if name == "squid":
         bench.lab.run("router", redirect.format("I"), check=True)
@@ -488,6 +497,8 @@ def in_force(bench: Bench, name: str) -> Iterator[None]:
     finally:
         if name == "squid":
             bench.lab.run("router", redirect.format("D"), check=True)
+        if turns is not None:
+            turns.end()
         bench.apply(None)
 
 
