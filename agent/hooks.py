@@ -70,6 +70,7 @@ def run(role: str, config: Config, path: str, worker: int) -> int:
             fail_open=config.main.on_failure == "open",
             wall_s=_wall_clock(config),
             early=early,
+            lan=config.main.lan,
         )
     return 0
 

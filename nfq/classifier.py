@@ -38,8 +38,12 @@ CONTROL: Final = Struct("=Q")
 MAX_HELLO: Final = 2048
 """Octets of a first packet's payload; a post-quantum hello has 1,900."""
 MIN_HELLO: Final = 48
-SCRATCH: Final = MAX_HELLO + 16
-"""Octets: the loop's last look goes so far beyond."""
+_CURSOR: Final = MAX_HELLO + 16
+"""The last look at an extension goes so far beyond."""
+_HAS_ECH, _NAME_AT, _NAME_OCTETS = _CURSOR + 4, _CURSOR + 8, _CURSOR + 12
+SCRATCH: Final = _CURSOR + 16
+"""Octets: a hello, and how far it has been read. The latter is kept there, not in registers, for what the verifier reads
+from there it knows nothing about: so it looks at each extension once, not once for each way through those before."""
 MAX_EXTENSIONS: Final = 24
 """Chromium sends 18, with its GREASE."""
 SLOTS4, SLOT4 = 1 << 14, Struct("=4s4sII")
@@ -332,38 +336,45 @@ def _read_hello(a: Assembler) -> None:
     a.op("add", R7, 2)
     a.op("add", R0, _r[R7])
     a.jump("jne", R0, _r[R9], "pass")
-    a.op("mov", R4, 0)
-    a.op("mov", R5, 0)
-    a.store("dw", R10, _NOW, 0)  # octets of the name
+    a.store("w", R8, _CURSOR, _r[R7])
+    for place in (_HAS_ECH, _NAME_AT, _NAME_OCTETS):
+        a.store("w", R8, place, 0)
     for _ in range(MAX_EXTENSIONS):
         _read_extension(a)
+    a.load("w", R7, R8, _CURSOR)
     a.jump("jne", R7, _r[R9], "pass")
     a.label("read")
+    a.load("w", R4, R8, _HAS_ECH)
+    a.load("w", R5, R8, _NAME_AT)
+    a.load("w", R9, R8, _NAME_OCTETS)
     a.jump("jeq", R5, 0, "pass")
-    a.load("dw", R9, R10, _NOW)
+    a.jump("jgt", R5, MAX_HELLO, "pass")
     a.jump("jlt", R9, 1, "pass")
     a.jump("jgt", R9, MAX_NAME, "pass")
 
 
 def _read_extension(a: Assembler) -> None:
-    """r7: where it begins; then, where the next one does."""
+    """The one at the cursor, which then is at the next."""
     done, name = a.fresh("extension"), a.fresh("name")
+    a.load("w", R7, R8, _CURSOR)
     a.jump("jeq", R7, _r[R9], "read")
     _reach(a, 4)
     _load_pair_at(a, R0, R1, 0)
     _load_pair_at(a, R2, R1, 2)
     a.op("add", R7, 4)
+    a.op("mov", R3, _r[R7])
+    a.op("add", R3, _r[R2])
+    a.store("w", R8, _CURSOR, _r[R3])
     a.jump("jeq", R0, 0, name)
     a.jump("jne", R0, 0xFE0D, done)
     a.jump("jeq", R2, 0, done)
-    a.op("mov", R1, _r[R8])
-    a.op("add", R1, _r[R7])
-    a.load("b", R0, R1, 0)
+    a.load("b", R0, R1, 4)
     a.jump("jne", R0, 0, done)
-    a.op("mov", R4, 1)
+    a.store("w", R8, _HAS_ECH, 1)
     a.go(done)
     a.label(name)
-    a.jump("jne", R5, 0, "pass")
+    a.load("w", R0, R8, _NAME_AT)
+    a.jump("jne", R0, 0, "pass")
     a.jump("jlt", R2, 6, "pass")
     _load_pair_at(a, R0, R1, 0)  # server_name_list, and one name of type host_name in it
     a.op("add", R0, 2)
@@ -371,13 +382,12 @@ def _read_extension(a: Assembler) -> None:
     a.load("b", R0, R1, 2)
     a.jump("jne", R0, 0, "pass")
     _load_pair_at(a, R0, R1, 3)
-    a.store("dw", R10, _NOW, _r[R0])
+    a.store("w", R8, _NAME_OCTETS, _r[R0])
     a.op("add", R0, 5)
     a.jump("jne", R0, _r[R2], "pass")
-    a.op("mov", R5, _r[R7])
-    a.op("add", R5, 5)
+    a.op("add", R7, 5)
+    a.store("w", R8, _NAME_AT, _r[R7])
     a.label(done)
-    a.op("add", R7, _r[R2])
 
 
 def _skip(a: Assembler, octets: int) -> None:

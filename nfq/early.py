@@ -8,7 +8,6 @@ record that the queue's way would have made.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
@@ -74,7 +73,13 @@ class Early:
 
     def __init__(self, allow: int, mask: int) -> None:
         """`allow`: the mark of a verdict, within `mask`."""
-        self.counters: Final = {"early": 0, "early_known": 0, "early_full": 0, "early_unknown": 0}
+        self.counters: Final = {
+            "early": 0,
+            "early_interfaces": 0,
+            "early_known": 0,
+            "early_full": 0,
+            "early_unknown": 0,
+        }
         self._kernel = kernel = Kernel()
         self._links: dict[int, int] = {}
         self._views: dict[int, int] = {}
@@ -109,16 +114,23 @@ class Early:
         self.program: Final = kernel.load(program(allow, mask, maps), "gh_tls")
 
     def attach(self, interfaces: Iterable[str]) -> None:
-        """Stand at these interfaces, those that there are and that carry Ethernet."""
-        for name in interfaces:
-            index = _index(name)
-            if index and index not in self._links and _is_ethernet(name):
-                self._links[index] = self._kernel.attach(self.program, index)
+        """Stand at these interfaces, those that there are and that carry Ethernet, and at no others.
 
-    @property
-    def is_attached(self) -> bool:
-        """Is there an interface that it stands at?"""
-        return bool(self._links)
+        To be called again now and then, for interfaces come and go: CAP_NET_ADMIN is enough. Raises: KernelError.
+        """
+        indexes = {index for name in interfaces if (index := _index(name)) and _is_ethernet(name)}
+        for index in self._links.keys() - indexes:
+            os.close(self._links.pop(index))
+        for index in indexes - self._links.keys():
+            self._links[index] = self._kernel.attach(self.program, index)
+        self.counters["early_interfaces"] = len(self._links)
+
+    def look(self, interfaces: Iterable[str]) -> None:
+        """`attach`, by a worker that goes on without."""
+        try:
+            self.attach(interfaces)
+        except KernelError:
+            self.counters["early_full"] += 1
 
     def stop(self) -> None:
         """Let nothing pass any more. What has passed may still be taken."""
@@ -241,14 +253,13 @@ def open_early(allow: int, mask: int, interfaces: Iterable[str]) -> Early | None
     """None where the kernel has or allows nothing of this; then all connections go by the queue."""
     try:
         early = Early(allow, mask)
-    except (KernelError, OSError, ValueError):
+    except (OSError, ValueError):  # a KernelError mostly; or there is no memory to map
         return None
     try:
         early.attach(interfaces)
-    except KernelError as error:
-        if error.errno != errno.ENODEV:
-            early.close()
-            return None
+    except KernelError:  # before Linux 6.6: programs, but no tcx
+        early.close()
+        return None
     return early
 
 

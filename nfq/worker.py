@@ -7,7 +7,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from nfq.aes import find_aes
@@ -38,6 +38,8 @@ MAX_HELD: Final = 4096
 EARLY_S: Final = 0.05
 """Between two looks at what was let through inside the kernel while there is some; else IDLE_S."""
 IDLE_S: Final = 0.2
+LOOK_S: Final = 2.0
+"""Between two looks whether interfaces have come or gone."""
 _NEVER: Final = float("inf")
 REFUSED_LENGTH: Final = 256
 """Packets of devices without a login that may wait to be recorded; what is beyond them is refused all the same."""
@@ -68,8 +70,10 @@ def run(
     fail_open: bool = True,
     wall_s: Callable[[], float | None] = time.time,
     early: Early | None = None,
+    lan: Sequence[str] = (),
 ) -> None:
-    """Serve queue `queue_first + worker` until SIGTERM or the link's Stop. `early`: what needs no queue goes by it."""
+    """Serve queue `queue_first + worker` until SIGTERM or the link's Stop. `early`: what needs no queue goes by it, where it
+    comes in from `lan`."""
     held = _Held(link)
     hook = Hook(
         decider_source(),
@@ -117,7 +121,7 @@ def run(
         return refusals.receive(data, mac, now)
 
     queue_fd, signals_fd = queue.fileno(), reader.fileno()
-    running, timer_at, pump_at, due_at = True, 0.0, 0.0, 0.0
+    running, timer_at, pump_at, due_at, look_at = True, 0.0, 0.0, 0.0, 0.0
     early_at = _NEVER if early is None else 0.0
     while running:
         # `now` is of the turn before: what is due waits longer by as long as that took, a batch at most.
@@ -154,6 +158,9 @@ def run(
                 hook.count_ahead(len(passed.ports), passed.unsure)
                 held.put_passed(passed)
             early_at = now.monotonic_s + (EARLY_S if passed.ports else IDLE_S)
+            if now.monotonic_s >= look_at:
+                look_at = now.monotonic_s + LOOK_S
+                early.look(lan)
         held.release(now.monotonic_s)
         commands += link.pump(now.monotonic_s)
         due_at = min(timer_at, link.next_timer(), held.release_at, early_at)
