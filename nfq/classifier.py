@@ -42,8 +42,8 @@ _CURSOR: Final = MAX_HELLO + 16
 """The last look at an extension goes so far beyond."""
 _HAS_ECH, _NAME_AT, _NAME_OCTETS = _CURSOR + 4, _CURSOR + 8, _CURSOR + 12
 SCRATCH: Final = _CURSOR + 16
-"""Octets: a hello, and how far it has been read. The latter is kept there, not in registers, for what the verifier reads
-from there it knows nothing about: so it looks at each extension once, not once for each way through those before."""
+"""Octets: a hello, and how far it has been read. That is kept there, not in registers: what a program reads from memory
+the verifier knows nothing about, so it looks at each extension once, not once for each way through those before."""
 MAX_EXTENSIONS: Final = 24
 """Chromium sends 18, with its GREASE."""
 SLOTS4, SLOT4 = 1 << 14, Struct("=4s4sII")

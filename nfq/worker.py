@@ -72,8 +72,10 @@ def run(
     early: Early | None = None,
     lan: Sequence[str] = (),
 ) -> None:
-    """Serve queue `queue_first + worker` until SIGTERM or the link's Stop. `early`: what needs no queue goes by it, where it
-    comes in from `lan`."""
+    """Serve queue `queue_first + worker` until SIGTERM or the link's Stop.
+
+    `early`: what needs no queue goes by it, where it comes in by an interface of `lan`.
+    """
     held = _Held(link)
     hook = Hook(
         decider_source(),
