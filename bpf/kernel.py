@@ -70,7 +70,7 @@ ANY: Final = 0
 NOEXIST: Final = 1
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _PROG_LOAD, _PROG_TEST_RUN, _LINK_CREATE = 0, 1, 2, 3, 5, 10, 28
-_UPDATE_BATCH = 26
+_UPDATE_BATCH, _DELETE_BATCH = 26, 27
 _SCHED_CLS: Final = 3
 _TCX_INGRESS: Final = 46
 _CREATE: Final = Struct("=5I2I16s")
@@ -172,6 +172,17 @@ class Kernel:
         attributes = ctypes.create_string_buffer(_BATCH.pack(0, 0, *at, number, fd, 0, 0), _BATCH.size)
         result = self._syscall(self._number, _UPDATE_BATCH, attributes, _BATCH.size)
         if result < 0 and ctypes.get_errno() not in (errno.E2BIG, errno.ENOMEM):
+            raise self._error("elements")
+        return int(_BATCH.unpack_from(attributes)[4])
+
+    def delete_many(self, fd: int, keys: bytes, number: int) -> int:
+        """Take so many away, all in one call, up to the first that is not there. Gives how many that were."""
+        held = ctypes.create_string_buffer(keys, max(len(keys), 1))
+        attributes = ctypes.create_string_buffer(
+            _BATCH.pack(0, 0, ctypes.addressof(held), 0, number, fd, 0, 0), _BATCH.size
+        )
+        result = self._syscall(self._number, _DELETE_BATCH, attributes, _BATCH.size)
+        if result < 0 and ctypes.get_errno() != errno.ENOENT:
             raise self._error("elements")
         return int(_BATCH.unpack_from(attributes)[4])
 

@@ -41,7 +41,7 @@ LEASE_MS: Final = 1000
 """So long after the worker last looked the program lets connections pass: a worker that hangs learns of none."""
 MAX_CLIENTS: Final = 4096
 MAX_HELLOS: Final = 2048
-"""Names and addresses, each in a group: as many as the hook remembers. Then all are forgotten, and learnt anew."""
+"""Names and addresses, each in a group: as many as the hook remembers. What nothing passes by goes for new ones."""
 RING: Final = 1 << 18
 """Octets: 10,900 connections. A full ring is no loss: what finds no room takes the usual way."""
 MAX_READ: Final = 4096
@@ -86,7 +86,12 @@ class Early:
         """Group -> view."""
         self._last_view = self._last_number = 0
         """Counted on for ever. A template's number is twice that, and one more if the hello has ECH."""
-        self._keys: set[bytes] = set()
+        self._keys: dict[bytes, int] = {}
+        """Of the table of hellos -> the template's number."""
+        self._waiting: dict[bytes, tuple[bytes, bool]] = {}
+        """Hellos to be put into the table at the next look, all at once: template, is there ECH."""
+        self._used: set[int] = set()
+        """Numbers of templates by which something has passed since there was no more room."""
         self._number_of: dict[bytes, int] = {}
         """Client -> its number."""
         self._clients: dict[int, bytes] = {}
@@ -173,42 +178,60 @@ class Early:
         if len(name) > MAX_NAME:
             return
         key = HELLO_KEY.pack(self._view(group), dport, len(name), has_ech, dst, name)
-        if key in self._keys:
-            return
-        if len(self._keys) >= MAX_HELLOS:
-            self.forget()
-            return
-        self._last_number += 1
-        number = 2 * self._last_number + has_ech
-        self._templates[number] = template
-        try:
-            self._kernel.update(self._hello_map, key, HELLO_VALUE.pack(number))
-        except KernelError:
-            self.counters["early_full"] += 1
-        else:
-            self._keys.add(key)
-            self.counters["early_known"] += 1
+        if key not in self._keys and key not in self._waiting and len(self._waiting) < MAX_HELLOS // 8:
+            self._waiting[key] = template, has_ech
+
+    def _put_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        if len(self._keys) + len(waiting) > MAX_HELLOS:
+            self._make_room()
+        numbers = range(self._last_number + 1, self._last_number + 1 + len(waiting))
+        self._last_number += len(waiting)
+        numbered = {key: 2 * number + ech for number, (key, (_, ech)) in zip(numbers, waiting.items(), strict=True)}
+        # Known here before it is there: something may pass by it at once.
+        self._templates.update(zip(numbered.values(), (template for template, _ in waiting.values()), strict=True))
+        values = b"".join(map(HELLO_VALUE.pack, numbered.values()))
+        put = self._kernel.update_many(self._hello_map, b"".join(numbered), values, len(numbered))
+        self._keys.update(list(numbered.items())[:put])
+        self.counters["early_known"] += put
+        self.counters["early_full"] += len(numbered) - put
 
     def forget(self) -> None:
         """Another policy or another hour: nobody and nothing is known any more, from now on."""
-        if not self._number_of and not self._keys:
+        if not self._number_of and not self._keys and not self._waiting:
             return
         self._until[0] = 0
         for client in self._number_of:
             self._kernel.delete(self._client_map, _client_key(client))
-        for key in self._keys:
-            self._kernel.delete(self._hello_map, key)
-        while (passed := self._read()).ports:
-            self._left.append(passed)
         self._old_clients, self._clients = self._clients, {}
-        self._old_templates, self._templates = self._templates, {}
         self._number_of.clear()
-        self._keys.clear()
+        self._waiting.clear()
+        self._take_out(list(self._keys))
         self._views.clear()
 
+    def _make_room(self) -> None:
+        gone = [key for key, number in self._keys.items() if number not in self._used]
+        if len(gone) < MAX_HELLOS // 8:  # all in use: they are learnt anew soon enough
+            gone = list(self._keys)
+        self._take_out(gone)
+        self._used.clear()
+
+    def _take_out(self, keys: list[bytes]) -> None:
+        if keys:
+            gone = self._kernel.delete_many(self._hello_map, b"".join(keys), len(keys))
+            for key in keys[gone:]:  # one was missing, which cannot be: none must stay whose record is gone
+                self._kernel.delete(self._hello_map, key)
+        while (passed := self._read()).ports:
+            self._left.append(passed)
+        numbers = map(self._keys.pop, keys)
+        self._old_templates = {number: self._templates.pop(number) for number in numbers}
+
     def take(self, now_ms: int) -> Passed:
-        """What has passed since the last time, MAX_READ at most. The worker lives: the lease begins anew."""
+        """What has passed since the last time, MAX_READ at most. The worker lives: the lease begins anew, and what was
+        allowed since may pass."""
         self._until[0] = now_ms + LEASE_MS
+        if self._waiting:
+            self._put_waiting()
         return self._left.pop(0) if self._left else self._read()
 
     def _read(self) -> Passed:
@@ -221,6 +244,7 @@ class Early:
         ports = found.cast("H")[10 :: 2 * _STEP].tolist()
         self._ring.release(len(found))
         self.counters["early"] += len(ports)
+        self._used.update(which)
         try:
             clients = list(map(self._clients.__getitem__, who))
             templates = list(map(self._templates.__getitem__, which))

@@ -11,15 +11,19 @@ the rules as well; with one client its thread is the bottleneck, and a hook take
 which is how a ratio can be above 1. Client and server are C (nfq_c/load.c), an epoll loop each, and
 make of a connection as little as can be made: connect, first flight, answer, reset. No handshake is computed, or its
 millisecond would hide the hook's twenty microseconds: a ratio here is a lower bound of any real client's.
-First flights are real ones, 64 names each: an HTTP request, OpenSSL's hello, Chromium's post-quantum hello (1.9 kB) in
-one segment and in two. `tcp` opens connections and says nothing: none of it may reach a queue.
+First flights are real ones, 512 names each, by Zipf's law, and one in fifty has a name that never was before, so that
+what is let through without a queue is neither nothing nor everything (`packets queued` tells the share): an HTTP
+request, OpenSSL's hello, Chromium's post-quantum hello (1.9 kB) in one segment and in two. `tcp` opens connections and
+says nothing: none of it may reach a queue.
 
 Same namespaces, same rules, one queue number each. For each load, in each round, everybody has his turn behind "off",
 in an order that moves on from round to round; ratios are of neighbours in time, figures are medians. "Off" is the
 router without us, and such a router has a firewall: it translates addresses, so it tracks connections, and lets by what
 belongs to one. That one rule is always there: what the kernel's tracking costs is not ours.
 CPU is the scheduler's own count of the contender's process (for ours: and of the agent, which files the records); it
-holds the kernel's work on its behalf: the verdict carries the packet on to the server. Added set-up time is one
+holds the kernel's work on its behalf: the verdict carries the packet on to the server. It does not hold what our
+program costs in the kernel, for that is done in whosever interrupt a packet comes; so the whole machine's busy time is
+told beside it, on and off. Our program stands at the LAN in our turns only (`_nfq_turns`). Added set-up time is one
 connection at a time, half as long.
 
 Contenders: ours over raw netlink and over NetfilterQueue, each the worker that `gatehouse nfq` runs, sending its
@@ -60,8 +64,10 @@ FIREWALL = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
 """The router's own."""
 MASK, ALLOW = 0x0F000000, 0x01000000
 LOADS = ("tcp", "http", "tls", "pq", "pq in two")
-KINDS = 64
-"""Names per load."""
+KINDS = 512
+"""Names per load; the n-th is taken with a frequency of 1/n (Zipf): the first in 15 of 100 connections."""
+FRESH = 50
+"""One connection in so many goes to a name that nobody was at before; `--fresh` for another number, 0 for none."""
 UNDER_WAY = (1, 16)
 """Clients, and connections that each keeps under way: what the targets are about."""
 ALONE = (1, 1)
@@ -100,12 +106,15 @@ def compile_c(name: str, *libraries: str) -> Path:
 class Bench:
     """The venue, the load, and whoever is in turn."""
 
-    def __init__(self, lab: Lab, directory: Path) -> None:
+    def __init__(self, lab: Lab, directory: Path, fresh: int) -> None:
         self.lab = lab
+        self.fresh = fresh
         self.directory = directory
         self.load = compile_c("load")
         request = b"GET / HTTP/1.1\r\nHost: www.example.org\r\nUser-Agent: bench\r\n\r\n"
         chromium = (VECTORS / "chromium156_pq_hello.bin").read_bytes()
+        self.name_at: dict[str, int] = {}
+        """Where `example` stands in a first flight."""
         for name, data in (
             ("http", request),
             ("tls", hello()),
@@ -114,6 +123,7 @@ class Bench:
             ("tcp", b""),
         ):
             (directory / name).write_bytes(b"".join(named(data, number) for number in range(KINDS)))
+            self.name_at[name] = data.find(b".example.org") + 1
         self.started: list[subprocess.Popen[str]] = []
         self.pids: dict[str, list[int]] = {}
         self.agents: dict[str, int] = {}
@@ -153,7 +163,7 @@ class Bench:
     def run(self, load: str, seconds: float, under_way: tuple[int, int]) -> dict[str, float]:
         clients, each = under_way
         words = [str(self.load), "run", SERVER, str(PORT), str(self.directory / load), str(seconds), str(each)]
-        words += ["2" if load == "pq in two" else "1", str(KINDS)]
+        words += ["2" if load == "pq in two" else "1", str(KINDS), str(self.name_at[load]), str(self.fresh)]
         started = [self.lab.popen("pupil1", words, stdout=subprocess.PIPE) for _ in range(clients)]
         found: list[dict[str, float]] = [json.loads(client.communicate(timeout=60)[0]) for client in started]
         whole = {key: sum(each[key] for each in found) for key in ("connections", "failed", "asked")}
@@ -202,6 +212,13 @@ def others_s() -> float:
         if fields[1] not in ("0", "2"):
             total += int(fields[11]) + int(fields[12])
     return total / TICKS_S
+
+
+def busy_s() -> float:
+    """Seconds on all processors that were not idle, interrupts and stolen time included."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _idle, _waiting, hard, soft, stolen = map(int, fields)
+    return (user + nice + system + hard + soft + stolen) / TICKS_S
 
 
 def cpu_s(pids: list[int]) -> float:
@@ -407,6 +424,7 @@ def main() -> None:
     parser.add_argument("--only", default="ours,library,floor,suricata,squid")
     parser.add_argument("--loads", default=",".join(LOADS))
     parser.add_argument("--under-way", default="4,64,2x32")
+    parser.add_argument("--fresh", type=int, default=FRESH)
     parser.add_argument("--limit", type=float, default=float("inf"))
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -418,7 +436,7 @@ def main() -> None:
         Lab.running(Path(base, "lab"), agent=False) as lab,
     ):
         os.chmod(base, 0o755)
-        bench = Bench(lab, Path(base))
+        bench = Bench(lab, Path(base), options.fresh)
         try:
             rows = measure(bench, only, loads, others, options.rounds, options.seconds, end_s)
         finally:
@@ -524,8 +542,10 @@ def try_once(
     queue = QUEUES.get(name, 0)
     agent = [bench.agents[name]] if name in bench.agents else []
     before, theirs, seen = cpu_s(mine), cpu_s(agent), bench.queued(queue)
+    busy = busy_s()
     found = bench.run(load, seconds, under_way)
     count = max(found["connections"], 1)
+    found["busy_us"] = (busy_s() - busy) / count * 1e6
     # Those under way at the end have been queued too.
     found["queued"] = (bench.queued(queue) - seen) / max(found["asked"], 1)
     time.sleep(0.4)  # records on their way
@@ -580,6 +600,8 @@ def rows_of(
         limit = max(20.0, 1.1 * spent.get("suricata", 0.0)) if load == "tls" else None
         rows.append(Row(metric=f"{load}: CPU of hook and agent", unit="us/conn", ours=both,
                         target=f"<= {limit:.1f}" if limit else "", met=both <= limit if limit else None))  # fmt: skip
+        busy = {name: median_of(results[name, load], "busy_us") for name in ("off", *pids) if (name, load) in results}
+        rows.append(Row(metric=f"{load}: the whole machine busy", unit="us/conn", ours=busy.pop("ours"), peers=busy))
         queued = median_of(results["ours", load], "queued")
         most = {"tcp": 0.0, "tls": 1.1, "http": 1.1, "pq": 2.0, "pq in two": 2.0}[load]
         rows.append(Row(metric=f"{load}: packets queued", unit="per conn", ours=queued,
