@@ -32,7 +32,7 @@ HELLO_KEY: Final = Struct(f"=IHBB16s{MAX_NAME}s")
 HELLO_VALUE: Final = Struct("=I4x")
 """Number of the record's template."""
 EVENT: Final = Struct("=IIIHH")
-"""Ms since boot (32 bits of it), client's number, template's number, source port, nothing."""
+"""Ms since boot (32 bits of it), client's number, template's number, source port, lower half of the sequence number."""
 CONTROL: Final = Struct("=Q")
 """Until when (ms since boot) there is a worker behind this program."""
 MAX_HELLO: Final = 2048
@@ -243,7 +243,9 @@ def _write_keys(a: Assembler, tcp: int, *, is_ipv6: bool) -> None:
     a.load("h", R0, R7, tcp)
     a.to_big(R0, 16)
     a.store("h", R10, _EVENT + 12, _r[R0])
-    a.store("h", R10, _EVENT + 14, 0)
+    a.load("h", R0, R7, tcp + 6)
+    a.to_big(R0, 16)
+    a.store("h", R10, _EVENT + 14, _r[R0])
 
 
 def _let_through(a: Assembler, allow: int, mask: int, maps: Maps) -> None:

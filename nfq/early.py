@@ -34,6 +34,7 @@ from nfq.classifier import (
     Maps,
     program,
 )
+from nfq.fold import Row
 
 CLIENT_S: Final = 10
 """So long after one of a client's connections came by the queue others of its pass before it."""
@@ -45,6 +46,8 @@ MAX_HELLOS: Final = 2048
 RING: Final = 1 << 18
 """Octets: 10,900 connections. A full ring is no loss: what finds no room takes the usual way."""
 MAX_READ: Final = 4096
+MAX_LOST: Final = 3
+"""Of the one in each look that is asked about. By chance it happens once in 65,536 port pairs used again in seconds."""
 _SIOCGIFHWADDR: Final = 0x8927
 """linux/sockios.h; a struct ifreq, netdevice(7)."""
 _ETHERNET_TYPES: Final = (1, 772)
@@ -78,6 +81,7 @@ class Early:
             "early_interfaces": 0,
             "early_known": 0,
             "early_full": 0,
+            "early_lost": 0,
             "early_unknown": 0,
         }
         self._kernel = kernel = Kernel()
@@ -100,6 +104,9 @@ class Early:
         self._old_templates: dict[int, bytes] = {}
         """For what a processor was about to write when everything was forgotten."""
         self._left: list[Passed] = []
+        self._is_over = False
+        self.sample: tuple[Row, int] | None = None
+        """One of those that were read last, and the lower half of its first octet's number."""
         create = kernel.create_map
         self._slots4 = create(MapType.ARRAY, 4, SLOT4.size, SLOTS4, name="gh_slots4")
         self._slots6 = create(MapType.ARRAY, 4, SLOT6.size, SLOTS6, name="gh_slots6")
@@ -123,6 +130,8 @@ class Early:
 
         To be called again now and then, for interfaces come and go: CAP_NET_ADMIN is enough. Raises: KernelError.
         """
+        if self._is_over:
+            return
         indexes = {index for name in interfaces if (index := _index(name)) and _is_ethernet(name)}
         for index in self._links.keys() - indexes:
             os.close(self._links.pop(index))
@@ -137,8 +146,17 @@ class Early:
         except KernelError:
             self.counters["early_full"] += 1
 
+    def count_lost(self) -> None:
+        """One that passed was queued all the same: somebody's rule takes our mark away. Then each is on record twice,
+        so this ends."""
+        self.counters["early_lost"] += 1
+        if self.counters["early_lost"] >= MAX_LOST:
+            self.stop()
+
     def stop(self) -> None:
-        """Let nothing pass any more. What has passed may still be taken."""
+        """Let nothing pass any more, for good. What has passed may still be taken."""
+        self._is_over = True
+        self.counters["early_interfaces"] = 0
         for fd in self._links.values():
             os.close(fd)
         self._links.clear()
@@ -242,6 +260,7 @@ class Early:
         low, who, which = (words[at::_STEP].tolist() for at in (2, 3, 4))
         times = _whole(low, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000)
         ports = found.cast("H")[10 :: 2 * _STEP].tolist()
+        half = found.cast("H")[11]
         self._ring.release(len(found))
         self.counters["early"] += len(ports)
         self._used.update(which)
@@ -250,6 +269,7 @@ class Early:
             templates = list(map(self._templates.__getitem__, which))
         except KeyError:
             return self._read_old(times, who, which, ports)
+        self.sample = (templates[0], clients[0], ports[0], times[0]), half
         return _ordered(templates, clients, ports, times, sum(map((1).__and__, which)))
 
     def _read_old(self, times: list[int], who: list[int], which: list[int], ports: list[int]) -> Passed:

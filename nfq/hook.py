@@ -334,6 +334,13 @@ class Hook:
         if unsure:
             self._blind[Blind.ECH_UNSURE] = self._blind.get(Blind.ECH_UNSURE, 0) + unsure
 
+    def was_queued(self, row: Row, half: int) -> bool:
+        """Was a connection that was let through ahead of us decided here too? `half`: of its first octet's number."""
+        flow = flows_of(fold([row]))[0]
+        key = flow.client + flow.dst + row[2].to_bytes(2, "big") + flow.dport.to_bytes(2, "big")
+        entry = self._flows.decided.get(key) or self._flows.older.get(key)
+        return entry is not None and entry >> 4 & 0xFFFF == half
+
     def forget_decisions(self) -> None:
         """The policy, or what it knows of clients, has changed."""
         self._forget_ahead()

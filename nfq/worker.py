@@ -159,6 +159,8 @@ def run(
             if passed.ports:
                 hook.count_ahead(len(passed.ports), passed.unsure)
                 held.put_passed(passed)
+                if early.sample is not None and hook.was_queued(*early.sample):
+                    early.count_lost()
             early_at = now.monotonic_s + (EARLY_S if passed.ports else IDLE_S)
             if now.monotonic_s >= look_at:
                 look_at = now.monotonic_s + LOOK_S

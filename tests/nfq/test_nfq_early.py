@@ -346,6 +346,25 @@ def test_another_policy_and_another_group_are_asked_at_once(bench: Bench) -> Non
     assert not bench.visit(HELLO)
 
 
+def test_a_mark_that_somebody_takes_away_is_noticed(bench: Bench) -> None:
+    hook = Hook(Rules(), lambda _: None, ahead=bench.early)
+    bench.early.forget()
+    hook.receive(frame(HELLO, sport=50_000)[14:], MAC, now())
+    bench.early.take(now_ms())
+    for number in range(4):
+        sport = 50_100 + number
+        bench.show(frame(b"", 1000, SYN, sport=sport))
+        assert bench.show(frame(HELLO, sport=sport)) == ALLOW
+        bench.early.take(now_ms())
+        assert bench.early.sample is not None
+        assert not hook.was_queued(*bench.early.sample)
+        hook.receive(frame(HELLO, 1001 + (number == 0), sport=sport)[14:], MAC, now())
+        assert hook.was_queued(*bench.early.sample) is (number != 0)
+        bench.early.count_lost()
+    assert bench.early.counters["early_lost"] == 4
+    assert bench.early.counters["early_interfaces"] == 0
+
+
 def test_the_hour_and_a_clock_that_is_not_known_end_it(bench: Bench) -> None:
     rules = Rules()
     rules.valid_until = lambda group, now_s: (now_s or 0) + 0.3  # type: ignore[method-assign]
