@@ -84,7 +84,8 @@ class Early:
             "early_lost": 0,
             "early_unknown": 0,
         }
-        self._kernel = kernel = Kernel()
+        self.kernel: Final = Kernel()
+        kernel = self.kernel
         self._links: dict[int, int] = {}
         self._views: dict[int, int] = {}
         """Group -> view."""
@@ -136,7 +137,7 @@ class Early:
         for index in self._links.keys() - indexes:
             os.close(self._links.pop(index))
         for index in indexes - self._links.keys():
-            self._links[index] = self._kernel.attach(self.program, index)
+            self._links[index] = self.kernel.attach(self.program, index)
         self.counters["early_interfaces"] = len(self._links)
 
     def look(self, interfaces: Iterable[str]) -> None:
@@ -182,14 +183,14 @@ class Early:
             self._clients[number] = client
         value = CLIENT_VALUE.pack(until_ms, self._view(group), number)
         try:
-            self._kernel.update(self._client_map, _client_key(client), value)
+            self.kernel.update(self._client_map, _client_key(client), value)
         except KernelError:  # no room: a client more who goes by the queue each time
             self.counters["early_full"] += 1
 
     def dismiss(self, client: bytes) -> None:
         """It is known no longer."""
         if client in self._number_of:
-            self._kernel.delete(self._client_map, _client_key(client))
+            self.kernel.delete(self._client_map, _client_key(client))
 
     def allow(self, group: int, name: bytes, dst: bytes, dport: int, has_ech: bool, template: bytes) -> None:
         """Connections of this group's to there under this name may pass, with this record."""
@@ -209,7 +210,7 @@ class Early:
         # Known here before it is there: something may pass by it at once.
         self._templates.update(zip(numbered.values(), (template for template, _ in waiting.values()), strict=True))
         values = b"".join(map(HELLO_VALUE.pack, numbered.values()))
-        put = self._kernel.update_many(self._hello_map, b"".join(numbered), values, len(numbered))
+        put = self.kernel.update_many(self._hello_map, b"".join(numbered), values, len(numbered))
         self._keys.update(list(numbered.items())[:put])
         self.counters["early_known"] += put
         self.counters["early_full"] += len(numbered) - put
@@ -220,7 +221,7 @@ class Early:
             return
         self._until[0] = 0
         for client in self._number_of:
-            self._kernel.delete(self._client_map, _client_key(client))
+            self.kernel.delete(self._client_map, _client_key(client))
         self._old_clients, self._clients = self._clients, {}
         self._number_of.clear()
         self._waiting.clear()
@@ -236,9 +237,9 @@ class Early:
 
     def _take_out(self, keys: list[bytes]) -> None:
         if keys:
-            gone = self._kernel.delete_many(self._hello_map, b"".join(keys), len(keys))
+            gone = self.kernel.delete_many(self._hello_map, b"".join(keys), len(keys))
             for key in keys[gone:]:  # one was missing, which cannot be: none must stay whose record is gone
-                self._kernel.delete(self._hello_map, key)
+                self.kernel.delete(self._hello_map, key)
         while (passed := self._read()).ports:
             self._left.append(passed)
         numbers = map(self._keys.pop, keys)

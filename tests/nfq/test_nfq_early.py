@@ -69,7 +69,7 @@ class Bench:
 
     def show(self, data: bytes, mark: int = 0) -> int:
         """The mark it goes on with."""
-        result, mark, _ = self.early._kernel.try_program(self.early.program, data, mark)
+        result, mark, _ = self.early.kernel.try_program(self.early.program, data, mark)
         assert result == -1  # whatever it is, it goes on
         return mark
 
