@@ -50,6 +50,9 @@ class Link(Protocol):
 
     counters: Callable[[], Mapping[str, int]]
 
+    @property
+    def has_room(self) -> bool: ...
+
     def put(self, event: Event) -> None: ...
 
     def put_folded(self, fold: Fold) -> None: ...
@@ -154,7 +157,10 @@ def run(
         if now.monotonic_s >= timer_at:
             timer_at = now.monotonic_s + TIMER_S
             hook.handle_timer(now)
-        if early is not None and now.monotonic_s >= early_at:
+        if early is not None and now.monotonic_s >= early_at and not link.has_room:
+            # The agent does not keep up: what has passed stays in the ring, and its lease ends.
+            early_at = now.monotonic_s + EARLY_S
+        elif early is not None and now.monotonic_s >= early_at:
             passed = early.take(now.boottime_ms)
             if passed.ports:
                 hook.count_ahead(len(passed.ports), passed.unsure)
