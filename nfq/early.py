@@ -215,6 +215,11 @@ class Early:
         self.counters["early_known"] += put
         self.counters["early_full"] += len(numbered) - put
 
+    @property
+    def is_waiting(self) -> bool:
+        """Is there something for the next look to put into the kernel's table?"""
+        return bool(self._waiting)
+
     def forget(self) -> None:
         """Another policy or another hour: nobody and nothing is known any more, from now on."""
         if not self._number_of and not self._keys and not self._waiting:

@@ -157,6 +157,8 @@ def run(
         if now.monotonic_s >= timer_at:
             timer_at = now.monotonic_s + TIMER_S
             hook.handle_timer(now)
+        if early is not None and early.is_waiting:  # what has just been let through is to pass next time
+            early_at = 0.0
         if early is not None and now.monotonic_s >= early_at and not link.has_room:
             # The agent does not keep up: what has passed stays in the ring, and its lease ends.
             early_at = now.monotonic_s + EARLY_S
