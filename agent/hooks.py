@@ -20,6 +20,7 @@ from policy.verdict import Decider
 
 if TYPE_CHECKING:
     from dns.kernel import KernelAnswers
+    from nfq.early import Early
     from policy.legal import Capture
 
 
@@ -31,6 +32,7 @@ def run(role: str, config: Config, path: str, worker: int) -> int:
     engine: Engine = engine_of(config)
     is_new = True
     kernel = _kernel_answers(config) if role == "dns" and worker == 0 else None
+    early = _open_early(config) if role == "nfq" and not worker else None
     if privileges.drop(role, config) is not None:
         path = shared.config_path(config)
 
@@ -67,6 +69,8 @@ def run(role: str, config: Config, path: str, worker: int) -> int:
             worker=worker,
             fail_open=config.main.on_failure == "open",
             wall_s=_wall_clock(config),
+            early=early,
+            lan=config.main.lan,
         )
     return 0
 
@@ -85,6 +89,17 @@ def _kernel_answers(config: Config) -> KernelAnswers | None:
     except OSError as error:
         print(f"dns: no answers from within the kernel, every question goes the usual way: {error}", file=sys.stderr)
         return None
+
+
+def _open_early(config: Config) -> Early | None:
+    """What is made while we still may: maps and a program."""
+    if not config.nfq.early:
+        return None
+    from nfq.early import open_early
+    from nfq.mark import Mark
+
+    mask = config.nfq.mark_mask
+    return open_early(int(Mark.ALLOW) * (mask & -mask), mask, config.main.lan)
 
 
 def _sieve(config: Config) -> Capture | None:

@@ -19,7 +19,13 @@ MAX_ROWS: Final = 4096
 
 def fold(rows: Sequence[Row]) -> Fold:
     """At least one row, in order of time."""
-    templates, clients, ports, times = zip(*rows, strict=True)
+    return fold_columns(*zip(*rows, strict=True))
+
+
+def fold_columns(
+    templates: Sequence[bytes], clients: Sequence[bytes], ports: Sequence[int], times: Sequence[int]
+) -> Fold:
+    """The same, column by column."""
     template_at = {template: at for at, template in enumerate(dict.fromkeys(templates))}
     client_at = {client: at for at, client in enumerate(dict.fromkeys(clients))}
     return Fold(

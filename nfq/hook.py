@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from nfq import http, tls, udp
 from nfq.aes import Aes
@@ -53,6 +53,18 @@ class Reset(NamedTuple):
     host: str = ""
 
 
+class Ahead(Protocol):
+    """What lets connections through before they come up, by what was decided here (`nfq.early`)."""
+
+    def admit(self, client: bytes, group: int, until_ms: int) -> None: ...
+
+    def dismiss(self, client: bytes) -> None: ...
+
+    def allow(self, group: int, name: bytes, dst: bytes, dport: int, has_ech: bool, template: bytes) -> None: ...
+
+    def forget(self) -> None: ...
+
+
 class _Known(NamedTuple):
     """A decision as records and marks need it."""
 
@@ -68,6 +80,9 @@ class _Known(NamedTuple):
 
 MAX_CACHED: Final = 2048
 """Decisions remembered per worker, a name and an address each: 0.4 MB. Most visits go where others just went."""
+AHEAD_S: Final = 10.0
+"""So long after a client's connection came up others of its may be let through ahead."""
+MAX_AHEAD: Final = 4096
 MAX_PATH_CACHED: Final = 128
 """Characters: a longer path is seldom asked for twice."""
 MAX_FIRST: Final = 8192
@@ -86,6 +101,7 @@ _OF_OUTCOME: Final = {
 }
 _OVERLOAD: Final = Sight(blind=Blind.OVERLOAD)
 _OPAQUE: Final = Sight(blind=Blind.OPAQUE)
+_NEVER: Final = (0.0, 0)
 _ALLOW, _BLOCK, _PAGE = int(Mark.ALLOW), int(Mark.BLOCK), int(Mark.PAGE)
 
 
@@ -101,6 +117,7 @@ class Hook:
         aes: Callable[[], Aes | None] = lambda: None,
         initials_per_s: int = 400,
         has_pages: bool = False,
+        ahead: Ahead | None = None,
     ) -> None:
         """`put` takes records one by one, `put_row` those of flows that are like others; None: `put` takes them too."""
         self.decider = decider
@@ -118,9 +135,12 @@ class Hook:
         self._templates: dict[tuple[object, ...], bytes] = {}
         """Records of what was allowed, packed but for time, client and source port: by all that they depend on. They
         hold as long as the cached decisions do."""
+        self._ahead = ahead
+        self._admitted: dict[bytes, tuple[float, int]] = {}
+        """Client (address and MAC) -> when it is to be admitted ahead again, group."""
         self.resets: list[Reset] = []
         """Taken and cleared by the shell."""
-        self._packets = self._fast = self._flows_seen = 0
+        self._packets = self._fast = self._flows_seen = self._ahead_flows = 0
         self._counts = {"blocked": 0, "bad_packets": 0, "repeated": 0, "expired": 0, "resets_lost": 0}
         self._blind: dict[int, int] = {}
 
@@ -130,7 +150,7 @@ class Hook:
         blind = {f"blind_{Blind(cause).name.lower()}": count for cause, count in self._blind.items()}
         return {
             "packets": self._packets,
-            "flows": self._flows_seen + self._fast,
+            "flows": self._flows_seen + self._fast + self._ahead_flows,
             **self._counts,
             "no_name": sum(self._blind.values()),
             "pending": len(self._flows),
@@ -181,7 +201,10 @@ class Hook:
                                 flows.decided[key] = seq << 4 | 1
                             if has_ech:
                                 self._blind[8] = self._blind.get(8, 0) + 1
-                            self._put_row((template, src + mac, sport, now[1]))
+                            who = src + mac
+                            self._put_row((template, who, sport, now[1]))
+                            if self._ahead is not None and self._admitted.get(who, _NEVER)[0] < now[0]:
+                                self._admit(who, group, now)
                             return 1
                 elif pending is None and hello == tls.NEED_MORE and len(data) < MAX_FIRST:
                     # The first segment of a hello in several, as the long way would take it in.
@@ -294,9 +317,33 @@ class Hook:
         if set_client is not None:
             _, account, interface, ssid = client[1:]
             set_client(client.address, mac=client.mac, account=account, interface=interface, ssid=ssid)
+            self._dismiss_changed(client.address)
+
+    def _dismiss_changed(self, address: bytes) -> None:
+        """Whoever has this address and is in another group now is known no longer."""
+        if self._ahead is None:
+            return
+        for who in [who for who in self._admitted if who[:-6] == address]:
+            if self.decider.group_of(address, who[-6:]) != self._admitted[who][1]:
+                del self._admitted[who]
+                self._ahead.dismiss(who)
+
+    def count_ahead(self, flows: int, unsure: int) -> None:
+        """So many flows were let through ahead of us, and of them so many with an encrypted_client_hello."""
+        self._ahead_flows += flows
+        if unsure:
+            self._blind[Blind.ECH_UNSURE] = self._blind.get(Blind.ECH_UNSURE, 0) + unsure
+
+    def was_queued(self, row: Row, half: int) -> bool:
+        """Was a connection that was let through ahead of us decided here too? `half`: of its first octet's number."""
+        flow = flows_of(fold([row]))[0]
+        key = flow.client + flow.dst + row[2].to_bytes(2, "big") + flow.dport.to_bytes(2, "big")
+        entry = self._flows.decided.get(key) or self._flows.older.get(key)
+        return entry is not None and entry >> 4 & 0xFFFF == half
 
     def forget_decisions(self) -> None:
         """The policy, or what it knows of clients, has changed."""
+        self._forget_ahead()
         self._cache.clear()
         self._cache_until.clear()
         self._templates.clear()
@@ -342,6 +389,7 @@ class Hook:
                         self._blind[sight.blind] = self._blind.get(sight.blind, 0) + 1
                     self._flows.decide(key, _ALLOW, packet.seq)
                     self._put_row((template, packet.src + mac, packet.sport, now.boottime_ms))
+                    self._admit(packet.src + mac, group, now)
                     return _ALLOW
         if sight.blind in _UNDECIDABLE:
             known = self._fail(sight, group)
@@ -357,18 +405,44 @@ class Hook:
         if mark != _ALLOW:
             self._block(packet, sight, known.decision)
         elif what is not None:
-            self._remember(what, flow, group, now.wall_s)
+            template = self._remember(what, flow, group, now.wall_s)
+            if template and self._ahead is not None:
+                name, dst, dport, _, has_ech = what
+                self._ahead.allow(group, name, dst, dport, has_ech, template)
+                self._admit(packet.src + mac, group, now)
         return mark
 
-    def _remember(self, what: tuple[object, ...], flow: Flow, group: int, wall_s: float | None) -> None:
-        """Keep the record of an allowed flow for those that will be like it, until the policy or the hour changes."""
+    def _remember(self, what: tuple[object, ...], flow: Flow, group: int, wall_s: float | None) -> bytes:
+        """Keep the record of an allowed flow for those that will be like it, until the policy or the hour changes.
+
+        Empty: it is not kept.
+        """
         if flow.verdict != Verdict.ALLOW or wall_s is None:
-            return
+            return b""
         if wall_s >= self._cache_until.get(group, 0.0) and not self._turn(group, wall_s):
-            return
+            return b""
         if len(self._templates) >= MAX_CACHED:
             self._templates.clear()
-        self._templates[what] = event_bytes(flow._replace(at_ms=0, client=b"", mac=b"", sport=0))
+        template = self._templates[what] = event_bytes(flow._replace(at_ms=0, client=b"", mac=b"", sport=0))
+        return template
+
+    def _admit(self, who: bytes, group: int, now: Now) -> None:
+        """A connection of this client was let through as others before it: more may be, ahead of us, for a while."""
+        wall_s = now.wall_s
+        if self._ahead is None or wall_s is None or self._admitted.get(who, _NEVER)[0] >= now.monotonic_s:
+            return
+        left_s = min(AHEAD_S, self._cache_until.get(group, 0.0) - wall_s)
+        if left_s <= 0:
+            return
+        if len(self._admitted) >= MAX_AHEAD:
+            self._forget_ahead()
+        self._admitted[who] = now.monotonic_s + left_s / 2, group
+        self._ahead.admit(who, group, now.boottime_ms + int(left_s * 1000))
+
+    def _forget_ahead(self) -> None:
+        if self._ahead is not None:
+            self._admitted.clear()
+            self._ahead.forget()
 
     def _block(self, packet: Packet, sight: Sight, decision: Decision) -> None:
         self._counts["blocked"] += 1
@@ -420,6 +494,7 @@ class Hook:
         for key in [key for key in self._cache if key[2] == group]:
             del self._cache[key]
         self._templates.clear()
+        self._forget_ahead()
         if wall_s is None:
             return 0.0
         until = self._cache_until[group] = self.decider.valid_until(group, wall_s)

@@ -68,6 +68,8 @@ class Plan(NamedTuple):
     """Where they hold; empty: on every interface that is not a LAN's."""
     admission: Admission | None = None
     """None: whoever is on the LAN may pass."""
+    early: bool = False
+    """Packets may come with the mark of a verdict already: `nfq.early`."""
 
     def mark(self, mark: Mark) -> str:
         """`value/mask`, as both back-ends write it."""
@@ -91,6 +93,7 @@ def plan_of(config: Config, nat: tuple[NatBlock, ...] = ()) -> Plan:
         closed=config.main.on_failure == "closed",
         devices=config.nfq.offload_device,
         nat=nat,
+        early=config.nfq.early,
     )
 
 
@@ -162,6 +165,7 @@ def iptables(plan: Plan, family: int) -> str:
         "-A GH-FIRST -p tcp --tcp-flags PSH PSH -g GH-ASK",
         f"-A GH-FIRST -p tcp -m length --length {SMALLEST}:65535 -g GH-ASK",
         *([] if plan.closed else [f"-A GH-ASK -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN"]),
+        *([f"-A GH-ASK -m mark --mark {plan.mark(Mark.ALLOW)} -j RETURN"] if plan.early else []),
         "-A GH-ASK -m conntrack --ctdir REPLY -j RETURN",
         f"-A GH-ASK {queue}",
         "COMMIT",
@@ -306,6 +310,7 @@ def nft(plan: Plan) -> str:
     lines += [" }", " chain ask {"]
     if plan.queues:
         lines += [
+            *([f"  meta mark & {plan.mask:#x} == {allow:#x} return"] if plan.early else []),
             "  ct direction reply return",
             *([] if plan.closed else [f"  ct original packets > {INSPECTED} return"]),
             f"  {queue}",

@@ -7,11 +7,11 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from nfq.aes import find_aes
-from nfq.fold import MAX_ROWS, Row, fold
+from nfq.fold import MAX_ROWS, Row, fold, fold_columns
 from nfq.hook import Hook, Now, Reset
 from nfq.mark import Mark
 from nfq.page import Pages
@@ -25,6 +25,9 @@ from policy.event import Event, Flow
 from policy.frame import Client, Command, Fold, Reload, Stop
 from policy.verdict import Decider
 
+if TYPE_CHECKING:
+    from nfq.early import Early, Passed
+
 TIMER_S: Final = 0.5
 PUMP_S: Final = 0.02
 """Between two looks at the link while packets come: a system call each."""
@@ -32,6 +35,11 @@ HOLD_S: Final = 0.12
 """An allowed flow's record waits so long: the look-up before it comes by way of another process, at most 50 ms later,
 and the agent compares the two as they arrive."""
 MAX_HELD: Final = 4096
+EARLY_S: Final = 0.05
+"""Between two looks at what was let through inside the kernel while there is some; else IDLE_S."""
+IDLE_S: Final = 0.2
+LOOK_S: Final = 2.0
+"""Between two looks whether interfaces have come or gone."""
 _NEVER: Final = float("inf")
 REFUSED_LENGTH: Final = 256
 """Packets of devices without a login that may wait to be recorded; what is beyond them is refused all the same."""
@@ -41,6 +49,9 @@ class Link(Protocol):
     """What the worker asks of the event link."""
 
     counters: Callable[[], Mapping[str, int]]
+
+    @property
+    def has_room(self) -> bool: ...
 
     def put(self, event: Event) -> None: ...
 
@@ -61,8 +72,13 @@ def run(
     worker: int = 0,
     fail_open: bool = True,
     wall_s: Callable[[], float | None] = time.time,
+    early: Early | None = None,
+    lan: Sequence[str] = (),
 ) -> None:
-    """Serve queue `queue_first + worker` until SIGTERM or the link's Stop."""
+    """Serve queue `queue_first + worker` until SIGTERM or the link's Stop.
+
+    `early`: what needs no queue goes by it, where it comes in by an interface of `lan`.
+    """
     held = _Held(link)
     hook = Hook(
         decider_source(),
@@ -71,9 +87,11 @@ def run(
         aes=find_aes,
         initials_per_s=settings.initials_per_s,
         has_pages=settings.page,
+        ahead=early,
     )
     refusals = Refusals(link.put, lambda client, mac: hook.decider.treatment(hook.decider.group_of(client, mac)).group)
-    link.counters = lambda: {**hook.counters, "refused": refusals.refused}
+    known = early.counters if early is not None else {}
+    link.counters = lambda: {**hook.counters, "refused": refusals.refused, **known}
     wait_for_turn()
     queue = open_queue(settings.binding, settings.queue_first + worker, fail_open, settings.queue_length)
     # What a device without a login sends is not decided, only recorded: by the first worker, in a queue of its own.
@@ -108,10 +126,11 @@ def run(
         return refusals.receive(data, mac, now)
 
     queue_fd, signals_fd = queue.fileno(), reader.fileno()
-    running, timer_at, pump_at, due_at = True, 0.0, 0.0, 0.0
+    running, timer_at, pump_at, due_at, look_at = True, 0.0, 0.0, 0.0, 0.0
+    early_at = _NEVER if early is None else 0.0
     while running:
         # `now` is of the turn before: what is due waits longer by as long as that took, a batch at most.
-        ready = poll.poll(min(max(due_at - now.monotonic_s, 0.0), 0.2))
+        ready = poll.poll(min(max(due_at - now.monotonic_s, 0.0), IDLE_S))
         now = clocks()
         commands: list[Command] = []
         for fd, _ in ready:
@@ -138,9 +157,25 @@ def run(
         if now.monotonic_s >= timer_at:
             timer_at = now.monotonic_s + TIMER_S
             hook.handle_timer(now)
+        if early is not None and early.is_waiting:  # what has just been let through is to pass next time
+            early_at = 0.0
+        if early is not None and now.monotonic_s >= early_at and not link.has_room:
+            # The agent does not keep up: what has passed stays in the ring, and its lease ends.
+            early_at = now.monotonic_s + EARLY_S
+        elif early is not None and now.monotonic_s >= early_at:
+            passed = early.take(now.boottime_ms)
+            if passed.ports:
+                hook.count_ahead(len(passed.ports), passed.unsure)
+                held.put_passed(passed)
+                if early.sample is not None and hook.was_queued(*early.sample):
+                    early.count_lost()
+            early_at = now.monotonic_s + (EARLY_S if passed.ports else IDLE_S)
+            if now.monotonic_s >= look_at:
+                look_at = now.monotonic_s + LOOK_S
+                early.look(lan)
         held.release(now.monotonic_s)
         commands += link.pump(now.monotonic_s)
-        due_at = min(timer_at, link.next_timer(), held.release_at)
+        due_at = min(timer_at, link.next_timer(), held.release_at, early_at)
         for command in commands:
             if isinstance(command, Stop):
                 running = False
@@ -152,6 +187,11 @@ def run(
             elif isinstance(command, Client):
                 hook.set_client(command)
     queue.close()
+    if early is not None:
+        early.stop()
+        while (passed := early.take(0)).ports:
+            held.put_passed(passed)
+        early.close()
     if refused is not None:
         refused.close()
     held.close()
@@ -167,6 +207,8 @@ class _Held:
         self._newer: list[Flow] = []
         self._older_rows: list[Row] = []
         self._newer_rows: list[Row] = []
+        self._older_passed: list[Passed] = []
+        self._newer_passed: list[Passed] = []
         self.release_at = _NEVER
 
     def put(self, event: Flow) -> None:
@@ -187,25 +229,35 @@ class _Held:
         elif self.release_at == _NEVER:
             self.release_at = time.monotonic() + HOLD_S
 
+    def put_passed(self, passed: Passed) -> None:
+        """Flows that were let through inside the kernel."""
+        if self.release_at == _NEVER:
+            self.release_at = time.monotonic() + HOLD_S
+        self._newer_passed.append(passed)
+
     def release(self, now_s: float) -> None:
         """Hand over what has waited long enough; `release_at` says when there will be something again."""
         if now_s < self.release_at:
             return
-        self._hand_over(self._older, self._older_rows)
+        self._hand_over(self._older, self._older_rows, self._older_passed)
         self._older, self._newer = self._newer, []
         self._older_rows, self._newer_rows = self._newer_rows, []
-        self.release_at = now_s + HOLD_S if self._older or self._older_rows else _NEVER
+        self._older_passed, self._newer_passed = self._newer_passed, []
+        is_empty = not (self._older or self._older_rows or self._older_passed)
+        self.release_at = _NEVER if is_empty else now_s + HOLD_S
 
     def close(self) -> None:
         """Everything, at once."""
-        self._hand_over(self._older, self._older_rows)
-        self._hand_over(self._newer, self._newer_rows)
+        self._hand_over(self._older, self._older_rows, self._older_passed)
+        self._hand_over(self._newer, self._newer_rows, self._newer_passed)
 
-    def _hand_over(self, events: list[Flow], rows: list[Row]) -> None:
+    def _hand_over(self, events: list[Flow], rows: list[Row], passed: list[Passed]) -> None:
         for event in events:
             self._link.put(event)
         if rows:
             self._link.put_folded(fold(rows))
+        for each in passed:
+            self._link.put_folded(fold_columns(each.templates, each.clients, each.ports, each.times_ms))
 
 
 class _Sender:

@@ -228,6 +228,8 @@ class NfqConfig(NamedTuple):
     """Four contiguous bits of the packet and conntrack mark; pbr and mwan3 use others."""
     queue_length: int = 4096
     """Packets that may wait for a worker; what is beyond them passes or is dropped, by `on_failure`."""
+    early: bool = True
+    """Let TLS connections like those before them through inside the kernel, where it can (Linux 6.6)."""
     initials_per_s: int = 400
     """QUIC packets decrypted per second and worker; for the excess the group's `fail` decides."""
     page: bool = True
@@ -500,6 +502,7 @@ def _nfq(options: Options) -> NfqConfig:
         workers=options.integer("workers", base.workers, 1, 16),
         mark_mask=options.integer("mark_mask", base.mark_mask, 0xF, 0xF0000000),
         queue_length=options.integer("queue_length", base.queue_length, 1, 65536),
+        early=options.boolean("early", base.early),
         initials_per_s=options.integer("initials", base.initials_per_s, 1, 1_000_000),
         page=options.boolean("page", base.page),
         page_url=options.text("page_url", base.page_url),

@@ -1,7 +1,8 @@
 """Any bytes parse or raise PacketError, in linear time, in bounded memory; and the packet hook's core raises nothing.
 
 `python -m tests.fuzz.nfq [--target tls] [--inputs 10000000] [--seed 1]`. Targets: packet, tls, http, quic, frames (what
-stands inside an Initial), stream (reassembly) and hook (all of it, with a clock); all of them unless one is named.
+stands inside an Initial), stream (reassembly), hook (all of it, with a clock) and early (the program in the kernel);
+all of them unless one is named.
 Mutates real hellos, requests and Initials, Chromium's post-quantum ones among them. A failure prints the octets.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from nfq import http, quic, tls, udp
 from nfq.aes import find_aes
+from nfq.early import Early
 from nfq.flow import MAX_HELD, MAX_OCTETS, MAX_PENDING, Stream
 from nfq.hook import Hook, Now, look
 from nfq.packet import parse
@@ -235,6 +237,27 @@ def fuzz_hook(mutator):
     return one
 
 
+def fuzz_early(mutator):
+    """What the program in the kernel lets through is what the parser reads; needs root and Linux 6.6."""
+    early, client, mac, to = Early(0x01000000, 0x0F000000), bytes((10, 0, 0, 2)), b"\2\0\0\0\0\1", bytes((192, 0, 2, 1))
+    head = bytes(6) + mac + b"\x08\0"
+    for has_ech in (False, True):
+        early.allow(1, b"www.example.org", to, 443, has_ech, b"%d" % has_ech)
+
+    def one():
+        data = mutator.mutate(HELLOS)[:3000]
+        yield data
+        now_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+        early.admit(client + mac, 1, now_ms + 1000)
+        early.take(now_ms)
+        for packet in (ip4(b"", seq=0, flags=2), ip4(data)):
+            early.kernel.try_program(early.program, head + packet)
+        for template in early.take(now_ms).templates:
+            assert tls.parse(data) == tls.Hello(b"www.example.org", template == b"1")
+
+    return one
+
+
 TARGETS = {
     "packet": fuzz_packet,
     "tls": fuzz_tls,
@@ -243,6 +266,7 @@ TARGETS = {
     "frames": fuzz_frames,
     "stream": fuzz_stream,
     "hook": fuzz_hook,
+    "early": fuzz_early,
 }
 
 

@@ -18,7 +18,7 @@ from tests.lab.lab import ROOT, Lab
 
 pytestmark = pytest.mark.lab
 
-OPEN = Plan(lan=("br-lan",), queue_first=20, queues=2, mask=0x0F000000, dns_port=5300, closed=False)
+OPEN = Plan(lan=("br-lan",), queue_first=20, queues=2, mask=0x0F000000, dns_port=5300, closed=False, early=True)
 CLOSED = OPEN._replace(closed=True, queues=1, lan=("br-lan", "br-guest"))
 IDENTITY = OPEN._replace(admission=Admission(22, ("198.51.100.22/32", "2001:db8:100::22/128")))
 
@@ -261,3 +261,46 @@ def test_the_mark_that_comes_back_is_kept_with_the_flow_and_acted_upon(lab: Lab,
     if backend == "nft":
         lab.run("router", "nft delete table ip marker", check=True)
     drive(lab, f"{prepare}; firewall.remove()", backend=backend)
+
+
+EARLY = {
+    "iptables": "iptables -t mangle -I PREROUTING 1 -i br-lan -p tcp --tcp-flags PSH PSH -j MARK --set-mark {mark:#x}",
+    "nft": "nft add rule ip marker early iifname br-lan tcp flags & psh == psh meta mark set {mark:#x}",
+}
+"""In place of the program at the LAN: a packet has its mark before any rule of ours sees it."""
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nft"])
+def test_what_comes_with_a_verdict_is_not_queued_and_its_mark_is_kept(lab: Lab, backend: str) -> None:
+    def offered() -> int:
+        if backend == "nft":
+            listed = lab.run("router", "nft list chain inet gatehouse ask").stdout
+        else:
+            listed = lab.run("router", "iptables-save -c -t mangle").stdout
+        pattern = r"counter packets (\d+)" if backend == "nft" else r"\[(\d+):\d+\] -A GH-ASK [^\n]*NFQUEUE"
+        return sum(int(found) for found in re.findall(pattern, listed))
+
+    if backend == "nft":
+        assert lab.run("router", "nft -f -", input=without_queue(rules.nft(OPEN))).returncode == 0
+        chain = "chain early { type filter hook prerouting priority raw; }"
+        assert lab.run("router", "nft -f -", input=f"table ip marker {{\n{chain}\n}}\n").returncode == 0
+    else:
+        drive(lab, "firewall.apply()")
+    allow = int(Mark.ALLOW) * (OPEN.mask & -OPEN.mask)
+    for turn, mark in enumerate((0, allow, allow | 0x00FF0001)):
+        before = offered()
+        lab.run("router", EARLY[backend].format(mark=mark), check=True)
+        port = 31_000 + turn + (10 if backend == "nft" else 0)
+        words = f"curl -s -o /dev/null -w %{{http_code}} --max-time 2 --local-port {port} http://198.51.100.20/"
+        assert lab.run("pupil1", words).stdout == "200"
+        # With nobody on the queue the flow stays undecided, and each of its packets with data is offered.
+        assert (offered() == before) is (mark != 0)
+        listed = lab.run("router", f"conntrack -L -p tcp --orig-port-src {port}").stdout
+        assert re.findall(r"\bmark=(\d+)", listed) == [str(mark & OPEN.mask)]
+        if backend == "nft":
+            lab.run("router", "nft flush chain ip marker early", check=True)
+        else:
+            lab.run("router", "iptables -t mangle -D PREROUTING 1", check=True)
+    if backend == "nft":
+        lab.run("router", "nft delete table ip marker", check=True)
+    drive(lab, "firewall._backend = firewall._choose(); firewall.remove()", backend=backend)

@@ -1,8 +1,9 @@
 /* New connections as fast as they go. `load serve ADDRESS PORT` and
- * `load run ADDRESS PORT FILE SECONDS PARALLEL PIECES KINDS`: connect, send the next of FILE's KINDS equal parts (in
- * PIECES segments), wait for the answer, close by reset (no TIME_WAIT, so ports do not run out). With an empty FILE a
- * connection is done when it is there. Prints JSON: connections, seconds, failed, set-up and
- * request times in microseconds. One thread, epoll. */
+ * `load run ADDRESS PORT FILE SECONDS PARALLEL PIECES KINDS NAME FRESH`: connect, send one of FILE's KINDS equal parts (in
+ * PIECES segments), wait for the answer, close by reset (no TIME_WAIT, so ports do not run out). Which part, says Zipf's
+ * law: the n-th is taken with a frequency of 1/n. One in FRESH (0: none) says a name that was never there before: seven
+ * letters from octet NAME on are other ones. With an empty FILE a connection is done when it is there. Prints JSON:
+ * connections, seconds, failed, set-up and request times in microseconds. One thread, epoll. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -59,6 +60,32 @@ static void serve(void) {
     }
 }
 
+#define PLAN 65536
+static unsigned short plan[PLAN];
+static unsigned long seed = 88172645463325252UL;
+
+static unsigned long any(void) { /* xorshift64 */
+    seed ^= seed << 13; seed ^= seed >> 7; seed ^= seed << 17;
+    return seed;
+}
+
+static void make_plan(int kinds) {
+    static double sums[PLAN];
+    double sum = 0;
+    for (int i = 0; i < kinds; i++) sums[i] = sum += 1.0 / (i + 1);
+    for (int i = 0; i < PLAN; i++) {
+        double at = (any() >> 11) / 9007199254740992.0 * sum;
+        int low = 0, high = kinds - 1;
+        while (low < high) { int middle = (low + high) / 2; if (sums[middle] > at) high = middle; else low = middle + 1; }
+        plan[i] = low;
+    }
+}
+
+static void freshen(char *name) {
+    unsigned long value = any();
+    for (int i = 0; i < 7; i++, value /= 26) name[i] = 'a' + value % 26;
+}
+
 struct client { int fd, state; double began, sent; };
 static int by_size(const void *a, const void *b) {
     double d = *(const double *)a - *(const double *)b;
@@ -67,7 +94,7 @@ static int by_size(const void *a, const void *b) {
 
 int main(int argc, char **argv) {
     static struct client clients[MOST];
-    static char data[1 << 20], answer[4096];
+    static char data[1 << 21], answer[4096], changed[8192];
     static double whole[1 << 20], request[1 << 20];
     struct epoll_event ready[256];
     signal(SIGPIPE, SIG_IGN);
@@ -75,11 +102,16 @@ int main(int argc, char **argv) {
     peer = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(atoi(argv[3]))};
     inet_pton(AF_INET, argv[2], &peer.sin_addr);
     if (!strcmp(argv[1], "serve")) serve();
-    if (argc < 9) return 2;
+    if (argc < 11) return 2;
     FILE *file = fopen(argv[4], "rb");
     if (!file) { perror(argv[4]); return 1; }
-    int kinds = atoi(argv[8]), next = 0;
+    int kinds = atoi(argv[8]);
+    unsigned next = 0;
     size_t size = fread(data, 1, sizeof data, file) / kinds;
+    size_t name_at = atoi(argv[9]);
+    int fresh = atoi(argv[10]);
+    seed ^= (unsigned long)(now_s() * 1e9) << 8 ^ (unsigned long)getpid() << 48;
+    make_plan(kinds);
     double seconds = atof(argv[5]);
     int parallel = atoi(argv[6]), pieces = atoi(argv[7]), one = 1;
     struct linger hard = {1, 0};
@@ -108,8 +140,12 @@ int main(int argc, char **argv) {
         for (int i = 0; i < count; i++) {
             struct client *c = &clients[ready[i].data.u64];
             if (c->state == 0 && size) {
-                const char *part = data + size * next;
-                next = (next + 1) % kinds;
+                const char *part = data + size * plan[next++ % PLAN];
+                if (fresh && any() % fresh == 0) {
+                    memcpy(changed, part, size);
+                    freshen(changed + name_at);
+                    part = changed;
+                }
                 c->sent = now_s();
                 asked++;
                 for (int p = 0; p < pieces; p++) {

@@ -1,0 +1,356 @@
+"""Connections that are let through inside the kernel: by whom, whereto, and which there were. A shell.
+
+Whoever came by the queue and was let through is known for CLIENT_S; where to and under which name, as long as the
+policy and the hour are the same. Both go into tables of the program (`nfq.classifier`), which does the rest.
+Rule: what is taken away here is in force at once, and each connection that was let through is on record once, with the
+record that the queue's way would have made.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from bpf.kernel import MMAPABLE, NO_PREALLOC, Kernel, KernelError, MapType
+from bpf.ring import Ring
+from nfq.classifier import (
+    CLIENT_KEY,
+    CLIENT_VALUE,
+    EVENT,
+    HELLO_KEY,
+    HELLO_VALUE,
+    MAX_NAME,
+    SCRATCH,
+    SLOT4,
+    SLOT6,
+    SLOTS4,
+    SLOTS6,
+    Maps,
+    program,
+)
+from nfq.fold import Row
+
+CLIENT_S: Final = 10
+"""So long after one of a client's connections came by the queue others of its pass before it."""
+LEASE_MS: Final = 1000
+"""So long after the worker last looked the program lets connections pass: a worker that hangs learns of none."""
+MAX_CLIENTS: Final = 4096
+MAX_HELLOS: Final = 2048
+"""Names and addresses, each in a group: as many as the hook remembers. What nothing passes by goes for new ones."""
+RING: Final = 1 << 18
+"""Octets: 10,900 connections. A full ring is no loss: what finds no room takes the usual way."""
+MAX_READ: Final = 4096
+MAX_LOST: Final = 3
+"""Of the one in each look that is asked about. By chance it happens once in 65,536 port pairs used again in seconds."""
+_SIOCGIFHWADDR: Final = 0x8927
+"""linux/sockios.h; a struct ifreq, netdevice(7)."""
+_ETHERNET_TYPES: Final = (1, 772)
+"""ARPHRD_ETHER and ARPHRD_LOOPBACK, linux/if_arp.h: both have an Ethernet header."""
+_STEP: Final = 2 + EVENT.size // 4
+
+
+class Passed(NamedTuple):
+    """Connections that were let through, column by column, in order of time."""
+
+    templates: list[bytes]
+    clients: list[bytes]
+    """Address and MAC in one."""
+    ports: list[int]
+    """Source ports."""
+    times_ms: list[int]
+    unsure: int
+    """How many of them had an outer encrypted_client_hello."""
+
+
+NONE_PASSED: Final = Passed([], [], [], [], 0)
+
+
+class Early:
+    """One worker's. Raises: KernelError at the start, where the kernel has or allows nothing of this."""
+
+    def __init__(self, allow: int, mask: int) -> None:
+        """`allow`: the mark of a verdict, within `mask`."""
+        self.counters: Final = {
+            "early": 0,
+            "early_interfaces": 0,
+            "early_known": 0,
+            "early_full": 0,
+            "early_lost": 0,
+            "early_unknown": 0,
+        }
+        self.kernel: Final = Kernel()
+        kernel = self.kernel
+        self._links: dict[int, int] = {}
+        self._views: dict[int, int] = {}
+        """Group -> view."""
+        self._last_view = self._last_number = 0
+        """Counted on for ever. A template's number is twice that, and one more if the hello has ECH."""
+        self._keys: dict[bytes, int] = {}
+        """Of the table of hellos -> the template's number."""
+        self._waiting: dict[bytes, tuple[bytes, bool]] = {}
+        """Hellos to be put into the table at the next look, all at once: template, is there ECH."""
+        self._used: set[int] = set()
+        """Numbers of templates by which something has passed since there was no more room."""
+        self._number_of: dict[bytes, int] = {}
+        """Client -> its number."""
+        self._clients: dict[int, bytes] = {}
+        self._templates: dict[int, bytes] = {}
+        self._old_clients: dict[int, bytes] = {}
+        self._old_templates: dict[int, bytes] = {}
+        """For what a processor was about to write when everything was forgotten."""
+        self._left: list[Passed] = []
+        self._is_over = False
+        self.sample: tuple[Row, int] | None = None
+        """One of those that were read last, and the lower half of its first octet's number."""
+        create = kernel.create_map
+        self._slots4 = create(MapType.ARRAY, 4, SLOT4.size, SLOTS4, name="gh_slots4")
+        self._slots6 = create(MapType.ARRAY, 4, SLOT6.size, SLOTS6, name="gh_slots6")
+        size = CLIENT_KEY.size, CLIENT_VALUE.size
+        self._client_map = create(MapType.HASH, *size, MAX_CLIENTS, flags=NO_PREALLOC, name="gh_tls_clients")
+        size = HELLO_KEY.size, HELLO_VALUE.size
+        self._hello_map = create(MapType.HASH, *size, MAX_HELLOS, flags=NO_PREALLOC, name="gh_hellos")
+        self._scratch = create(MapType.PERCPU_ARRAY, 4, SCRATCH, 1, name="gh_scratch")
+        self._control_map = create(MapType.ARRAY, 4, 8, 1, flags=MMAPABLE, name="gh_control")
+        self._ring = Ring(kernel, RING, EVENT.size, name="gh_passed")
+        page = mmap.mmap(self._control_map, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._until = memoryview(page).cast("Q")
+        maps = Maps(
+            self._slots4, self._slots6, self._client_map, self._hello_map, self._scratch, self._control_map,
+            self._ring.fd,
+        )  # fmt: skip
+        self.program: Final = kernel.load(program(allow, mask, maps), "gh_tls")
+
+    def attach(self, interfaces: Iterable[str]) -> None:
+        """Stand at these interfaces, those that there are and that carry Ethernet, and at no others.
+
+        To be called again now and then, for interfaces come and go: CAP_NET_ADMIN is enough. Raises: KernelError.
+        """
+        if self._is_over:
+            return
+        indexes = {index for name in interfaces if (index := _index(name)) and _is_ethernet(name)}
+        for index in self._links.keys() - indexes:
+            os.close(self._links.pop(index))
+        for index in indexes - self._links.keys():
+            self._links[index] = self.kernel.attach(self.program, index)
+        self.counters["early_interfaces"] = len(self._links)
+
+    def look(self, interfaces: Iterable[str]) -> None:
+        """`attach`, by a worker that goes on without."""
+        try:
+            self.attach(interfaces)
+        except KernelError:
+            self.counters["early_full"] += 1
+
+    def count_lost(self) -> None:
+        """One that passed was queued all the same: somebody's rule takes our mark away. Then each is on record twice,
+        so this ends."""
+        self.counters["early_lost"] += 1
+        if self.counters["early_lost"] >= MAX_LOST:
+            self.stop()
+
+    def stop(self) -> None:
+        """Let nothing pass any more, for good. What has passed may still be taken."""
+        self._is_over = True
+        self.counters["early_interfaces"] = 0
+        for fd in self._links.values():
+            os.close(fd)
+        self._links.clear()
+
+    def close(self) -> None:
+        self.stop()
+        fds = (self.program, self._slots4, self._slots6, self._client_map, self._hello_map, self._scratch,
+               self._control_map, self._ring.fd)  # fmt: skip
+        for fd in fds:
+            os.close(fd)
+
+    def admit(self, client: bytes, group: int, until_ms: int) -> None:
+        """A connection of `client` (address and MAC) was let through by the queue: until then its group's names are
+        its own."""
+        number = self._number_of.get(client)
+        if number is None:
+            if len(client) not in (10, 22):  # no MAC was seen: it cannot be told from others
+                return
+            if len(self._number_of) >= MAX_CLIENTS:
+                self.forget()
+            number = self._last_number = self._last_number + 1
+            self._number_of[client] = number
+            self._clients[number] = client
+        value = CLIENT_VALUE.pack(until_ms, self._view(group), number)
+        try:
+            self.kernel.update(self._client_map, _client_key(client), value)
+        except KernelError:  # no room: a client more who goes by the queue each time
+            self.counters["early_full"] += 1
+
+    def dismiss(self, client: bytes) -> None:
+        """It is known no longer."""
+        if client in self._number_of:
+            self.kernel.delete(self._client_map, _client_key(client))
+
+    def allow(self, group: int, name: bytes, dst: bytes, dport: int, has_ech: bool, template: bytes) -> None:
+        """Connections of this group's to there under this name may pass, with this record."""
+        if len(name) > MAX_NAME:
+            return
+        key = HELLO_KEY.pack(self._view(group), dport, len(name), has_ech, dst, name)
+        if key not in self._keys and key not in self._waiting and len(self._waiting) < MAX_HELLOS // 8:
+            self._waiting[key] = template, has_ech
+
+    def _put_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        if len(self._keys) + len(waiting) > MAX_HELLOS:
+            self._make_room()
+        numbers = range(self._last_number + 1, self._last_number + 1 + len(waiting))
+        self._last_number += len(waiting)
+        numbered = {key: 2 * number + ech for number, (key, (_, ech)) in zip(numbers, waiting.items(), strict=True)}
+        # Known here before it is there: something may pass by it at once.
+        self._templates.update(zip(numbered.values(), (template for template, _ in waiting.values()), strict=True))
+        values = b"".join(map(HELLO_VALUE.pack, numbered.values()))
+        put = self.kernel.update_many(self._hello_map, b"".join(numbered), values, len(numbered))
+        self._keys.update(list(numbered.items())[:put])
+        self.counters["early_known"] += put
+        self.counters["early_full"] += len(numbered) - put
+
+    @property
+    def is_waiting(self) -> bool:
+        """Is there something for the next look to put into the kernel's table?"""
+        return bool(self._waiting)
+
+    def forget(self) -> None:
+        """Another policy or another hour: nobody and nothing is known any more, from now on."""
+        if not self._number_of and not self._keys and not self._waiting:
+            return
+        self._until[0] = 0
+        for client in self._number_of:
+            self.kernel.delete(self._client_map, _client_key(client))
+        self._old_clients, self._clients = self._clients, {}
+        self._number_of.clear()
+        self._waiting.clear()
+        self._take_out(list(self._keys))
+        self._views.clear()
+
+    def _make_room(self) -> None:
+        gone = [key for key, number in self._keys.items() if number not in self._used]
+        if len(gone) < MAX_HELLOS // 8:  # all in use: they are learnt anew soon enough
+            gone = list(self._keys)
+        self._take_out(gone)
+        self._used.clear()
+
+    def _take_out(self, keys: list[bytes]) -> None:
+        if keys:
+            gone = self.kernel.delete_many(self._hello_map, b"".join(keys), len(keys))
+            for key in keys[gone:]:  # one was missing, which cannot be: none must stay whose record is gone
+                self.kernel.delete(self._hello_map, key)
+        while (passed := self._read()).ports:
+            self._left.append(passed)
+        numbers = map(self._keys.pop, keys)
+        self._old_templates = {number: self._templates.pop(number) for number in numbers}
+
+    def take(self, now_ms: int) -> Passed:
+        """What has passed since the last time, MAX_READ at most. The worker lives: the lease begins anew, and what was
+        allowed since may pass."""
+        self._until[0] = now_ms + LEASE_MS
+        if self._waiting:
+            self._put_waiting()
+        return self._left.pop(0) if self._left else self._read()
+
+    def _read(self) -> Passed:
+        found = self._ring.read(MAX_READ)
+        if not found:
+            return NONE_PASSED
+        words = found.cast("I")
+        low, who, which = (words[at::_STEP].tolist() for at in (2, 3, 4))
+        times = _whole(low, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000)
+        ports = found.cast("H")[10 :: 2 * _STEP].tolist()
+        half = found.cast("H")[11]
+        self._ring.release(len(found))
+        self.counters["early"] += len(ports)
+        self._used.update(which)
+        try:
+            clients = list(map(self._clients.__getitem__, who))
+            templates = list(map(self._templates.__getitem__, which))
+        except KeyError:
+            return self._read_old(times, who, which, ports)
+        self.sample = (templates[0], clients[0], ports[0], times[0]), half
+        return _ordered(templates, clients, ports, times, sum(map((1).__and__, which)))
+
+    def _read_old(self, times: list[int], who: list[int], which: list[int], ports: list[int]) -> Passed:
+        """Among them are some from before everything was forgotten."""
+        clients, templates = {**self._old_clients, **self._clients}, {**self._old_templates, **self._templates}
+        known = [at for at in range(len(who)) if who[at] in clients and which[at] in templates]
+        self.counters["early_unknown"] += len(who) - len(known)
+        return _ordered(
+            [templates[which[at]] for at in known],
+            [clients[who[at]] for at in known],
+            [ports[at] for at in known],
+            [times[at] for at in known],
+            sum(which[at] & 1 for at in known),
+        )
+
+    def _view(self, group: int) -> int:
+        view = self._views.get(group)
+        if view is None:
+            self._last_view += 1
+            view = self._views[group] = self._last_view
+        return view
+
+
+def open_early(allow: int, mask: int, interfaces: Iterable[str]) -> Early | None:
+    """None where the kernel has or allows nothing of this; then all connections go by the queue."""
+    try:
+        early = Early(allow, mask)
+    except (OSError, ValueError):  # a KernelError mostly; or there is no memory to map
+        return None
+    try:
+        early.attach(interfaces)
+    except KernelError:  # before Linux 6.6: programs, but no tcx
+        early.close()
+        return None
+    return early
+
+
+def _whole(low: list[int], now_ms: int) -> list[int]:
+    """Times of which 32 bits are known, and that they are not long past."""
+    if now_ms < 1 << 32:
+        return low
+    return [now_ms - (now_ms - each & 0xFFFFFFFF) for each in low]
+
+
+def _ordered(templates: list[bytes], clients: list[bytes], ports: list[int], times: list[int], unsure: int) -> Passed:
+    if sorted(times) == times:
+        return Passed(templates, clients, ports, times, unsure)
+    # Two processors write in the order in which they reserved, not in that of their clocks.
+    order = sorted(range(len(times)), key=times.__getitem__)
+    return Passed(
+        [templates[at] for at in order],
+        [clients[at] for at in order],
+        [ports[at] for at in order],
+        [times[at] for at in order],
+        unsure,
+    )
+
+
+def _client_key(client: bytes) -> bytes:
+    size = len(client) - 6
+    return CLIENT_KEY.pack(client[:size], client[size:], 4 if size == 4 else 6)
+
+
+def _index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
+
+
+def _is_ethernet(name: str) -> bool:
+    request = name.encode()[:15].ljust(40, b"\0")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            found = fcntl.ioctl(sock, _SIOCGIFHWADDR, request)
+        except OSError:
+            return False
+    return int.from_bytes(found[16:18], sys.byteorder) in _ETHERNET_TYPES
