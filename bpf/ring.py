@@ -27,8 +27,9 @@ class Ring:
         self._record = record
         page = mmap.PAGESIZE
         self._consumer = mmap.mmap(self.fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        # The producer's position, then the data twice over, so that no record is ever cut in two.
-        self._producer = mmap.mmap(self.fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        # The producer's position, then the data. The kernel would give it twice over, so that no record is ever cut in
+        # two, but both count as memory of this process.
+        self._producer = mmap.mmap(self.fd, page + size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         self._read_to = memoryview(self._consumer).cast("L")
         self._written_to = memoryview(self._producer).cast("L")
         self._data = memoryview(self._producer)[page:]
@@ -44,6 +45,8 @@ class Ring:
         number = min((end - start) // step, most)
         at = start & (self._size - 1)
         found = self._data[at : at + number * step]
+        if at + number * step > self._size:
+            found = memoryview(bytes(found) + bytes(self._data[: at + number * step - self._size]))
         heads = found.cast("I")[:: step // 4].tolist()
         if number and max(heads) >= _BUSY:
             number = next(i for i, head in enumerate(heads) if head & _BUSY)

@@ -124,7 +124,7 @@ class HotCache:
         """The part that the kernel answers nothing from any more, and when it may be written over."""
         self._writable_at = 0.0
         self.takes = True
-        """Is there room for what the kernel has answered?"""
+        """Was there room for what the kernel has answered?"""
         self.gives = False
         """Did the kernel have something to tell the last time?"""
         self._parts = [_Part(number * self._part_bytes) for number in range(PARTS)]
@@ -276,7 +276,7 @@ class HotCache:
     def tidy(self, now: float) -> None:
         """Between two batches, when no pointer into the arena is in use: make room, if there is need."""
         if len(self._clients) >= max(MIN_NOTED, min(MAX_NOTED, self._most)):
-            self.hand_over(now, everything=self.takes)
+            self.hand_over_noted(now)  # the kernel's come in larger folds, a few times a second
         if not self._is_full:
             return
         following = (self._now + 1) % PARTS
@@ -299,13 +299,13 @@ class HotCache:
             if entry is not None and first <= int.from_bytes(entry[:_WORD], _ORDER) < last:
                 del table[key]
 
-    def hand_over(self, now: float, *, everything: bool = True) -> None:
-        """Put on record what was noted, and what the kernel has answered, and count it against the clients' rates.
+    def hand_over(self, now: float) -> None:
+        """Put everything on record: what was noted, and what the kernel has answered."""
+        self.take_given(now, lambda: True)
+        self.hand_over_noted(now)
 
-        Not `everything`: what the kernel has answered may wait; when its ring is full it leaves the answers to us.
-        """
-        if self.kernel is not None and everything:
-            self._take_given(self.kernel, now)
+    def hand_over_noted(self, now: float) -> None:
+        """Put on record what was noted, and count it against the clients' rates."""
         noted, clients, times = self._noted, self._clients, self._times
         if not clients:
             return
@@ -325,10 +325,19 @@ class HotCache:
             if not self._limiter.charge(client, queries, now):
                 self.dismiss(client)
 
-    def _take_given(self, kernel: KernelAnswers, now: float) -> None:
-        """What the kernel has answered. Its answers lie in an arena of their own."""
-        self.gives = False
+    def take_given(self, now: float, has_room: Callable[[], bool]) -> None:
+        """Put on record what the kernel has answered, as far as there is room for it.
+
+        The rest may wait where it is; when its ring is full the kernel leaves the answers to us.
+        """
+        kernel = self.kernel
+        self.gives, self.takes = False, True
+        if kernel is None:
+            return
         while True:
+            if not has_room():
+                self.takes = False
+                break
             at_ms, numbers, places = kernel.given(now)
             if not numbers:
                 break

@@ -29,8 +29,8 @@ CLIENT_S: Final = 10
 MAX_CLIENTS: Final = 4096
 MIN_ANSWER: Final = 128
 """Octets that an answer takes of the arena at least: so many fit the kernel's table."""
-RING: Final = 1 << 19
-"""Octets: 21,000 look-ups. A full ring is no loss: what finds no room takes the usual way."""
+RING: Final = 1 << 20
+"""Octets: 43,000 look-ups. A full ring is no loss: what finds no room takes the usual way."""
 MAX_GIVEN: Final = 2048
 """Look-ups read at once: their records fit one frame."""
 _SIOCGIFHWADDR: Final = 0x8927

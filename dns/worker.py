@@ -287,8 +287,8 @@ class _Loop:
             self._send_results(at)
         if (self._hot.noted or self._kernel is not None) and at >= self._hand_over_at:
             self._hand_over_at = at + HAND_OVER_S
-            self._hot.takes = self._link.has_room
-            self._hot.hand_over(at, everything=self._hot.takes)
+            self._hot.take_given(at, lambda: self._link.has_room)
+            self._hot.hand_over_noted(at)
 
     def _send_results(self, at: float) -> None:
         while asks := self.proxy.asks():
