@@ -343,7 +343,7 @@ class HotCache:
                 break
             self.gives = True
             count_of = Counter(numbers)
-            clients = [kernel.clients[number] for number in count_of]
+            clients = list(map(kernel.client, count_of))
             self._charge(Counter(dict(zip(clients, count_of.values(), strict=True))), now)
             who = list(map(_numbered(count_of).__getitem__, numbers))
             times = [(ms, sum(1 for _ in run)) for ms, run in groupby(at_ms)]

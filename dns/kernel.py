@@ -62,8 +62,11 @@ class KernelAnswers:
         self.counters: Final = {"kernel": 0, "kernel_ready": 0, "kernel_full": 0, "kernel_interfaces": 0}
         self.port: Final = port
         self.arena_bytes: Final = arena_bytes
-        self.clients: Final[list[bytes]] = []
-        """By number."""
+        self.clients: dict[int, bytes] = {}
+        """By number; none is used twice."""
+        self._old_clients: dict[int, bytes] = {}
+        """For what had been given to those who were numbered before."""
+        self._last_number = 0
         self._interfaces: Final = tuple(dict.fromkeys(interfaces))
         self._kernel = kernel = Kernel()
         self._links: dict[int, int] = {}
@@ -88,8 +91,13 @@ class KernelAnswers:
         """For the hot cache to write in: `arena_bytes`, and a rest that stays empty."""
         self._found = memoryview(b"")
         maps = Maps(self._clients4, self._clients6, self._answers, self._arena_map, self._ring.fd)
-        self._program = kernel.load(program(Layout(port, redirected, size, key), maps), "gh_dns")
-        self._attach()
+        self._program = -1
+        try:
+            self._program = kernel.load(program(Layout(port, redirected, size, key), maps), "gh_dns")
+            self._attach()
+        except OSError:  # before Linux 6.6: programs, but no tcx
+            self.close()
+            raise
 
     def is_missing(self) -> bool:
         """Is there an interface that we ought to stand at and do not?"""
@@ -110,7 +118,8 @@ class KernelAnswers:
             os.close(fd)
         self._links.clear()
         for fd in (self._program, self._arena_map, self._answers, self._clients4, self._clients6, self._ring.fd):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def is_admitted(self, client: bytes, now: float) -> bool:
         """Need it not be admitted again yet?"""
@@ -120,10 +129,13 @@ class KernelAnswers:
         """A question of `client` has come to a socket, at our address `asked`; its group's answers are its own."""
         number = self._numbers.get(client)
         if number is None:
-            if len(self.clients) >= 2 * MAX_CLIENTS:
-                return
-            number = self._numbers[client] = len(self.clients)
-            self.clients.append(client)
+            if len(self.clients) >= 2 * MAX_CLIENTS:  # of months of made-up IPv6 addresses, mostly
+                self.dismiss_all()
+                self._old_clients, self.clients = self.clients, {}
+                self._numbers.clear()
+            self._last_number += 1
+            number = self._numbers[client] = self._last_number
+            self.clients[number] = client
         table = self._clients4 if len(client) == 4 else self._clients6
         value = CLIENT_VALUE.pack(int((now + CLIENT_S) * 1000), self._view(group), number)
         try:
@@ -133,6 +145,10 @@ class KernelAnswers:
         else:
             self._keys.setdefault(client, set()).add((table, client + asked))
         self._until[client] = now + CLIENT_S / 2
+
+    def client(self, number: int) -> bytes:
+        """Whose number it is, or was."""
+        return self.clients.get(number) or self._old_clients[number]
 
     def dismiss(self, client: bytes) -> None:
         """No longer."""

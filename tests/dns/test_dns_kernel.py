@@ -137,6 +137,18 @@ def test_python_hashes_as_we_think():
         assert siphash13(key, data) == hash(data)
 
 
+def test_clients_without_end_are_numbered_anew_and_none_is_mistaken_for_another(kernel):
+    kernel.put(QUESTION, TAIL)
+    assert run(kernel.answers, packet(b"ID" + QUESTION))[0] == REDIRECT
+    for number in range(9000):
+        kernel.answers.admit(struct.pack("!I", 0x0B000000 + number), HERE4, 7, now_s())
+    last = struct.pack("!I", 0x0B000000 + 8999)
+    assert run(kernel.answers, packet(b"ID" + QUESTION))[0] == NEXT, "it has to come all the way again"
+    assert run(kernel.answers, packet(b"ID" + QUESTION, source=last))[0] == REDIRECT
+    assert [kernel.answers.client(number) for number in kernel.answers.given(now_s()).who] == [CLIENT, last]
+    assert len(kernel.answers.clients) < 9000
+
+
 @pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize(("client", "here"), [(CLIENT, HERE4), (CLIENT6, HERE6)])
 def test_an_answer_goes_back_the_way_the_question_came_and_is_in_the_ring(kernel, client, here, partial):
@@ -146,7 +158,7 @@ def test_an_answer_goes_back_the_way_the_question_came_and_is_in_the_ring(kernel
     assert verdict == REDIRECT
     assert taken_apart(frame) == (here, client, (PORT, 40000), b"\x12\x34" + TAIL, "partial" if partial else "true")
     found = kernel.answers.given(now_s())
-    assert [kernel.answers.clients[number] for number in found.who] == [client]
+    assert [kernel.answers.client(number) for number in found.who] == [client]
     assert found.places == [place]
     assert int(before * 1000) <= found.at_ms[0] <= now_s() * 1000
     kernel.answers.done()
