@@ -433,7 +433,7 @@ def test_a_storage_that_takes_nothing_and_then_does(lab: Lab) -> None:
     filler = lab.directory / "ring" / "filler"
     lab.run("router", ["sh", "-c", f"cat /dev/zero > {filler}"])
     deadline = time.monotonic() + 15
-    while "full" not in (status := lab.gatehouse("status", "--format", "json").stdout):
+    while "full" not in str((status := lab.status())["ring"]):
         lab.run("pupil1", "dig +short full.example.org")
         assert time.monotonic() < deadline, status
         time.sleep(0.3)
