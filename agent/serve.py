@@ -234,7 +234,7 @@ class Agent:
             self.storage_trouble = str(error)
         else:
             self.storage_trouble = ""
-        for change in self.watch.look(self.clock.read(), self.server.storage_error or self.storage_trouble):
+        for change in self.watch.look(self.clock.read(), self.server.take_storage_fault() or self.storage_trouble):
             self.note(change.action, change.object, change.result, change.detail, old=change.old, new=change.new)
         if self.config.session.enabled:
             self.desk.every_second()

@@ -88,6 +88,7 @@ class Server:
         self._urgent_at = 0.0
         self._stopping = False
         self._storage_error = ""
+        self._recent_fault = ""
         self._timers = tuple(timers)
         self._due = [time.monotonic()] * len(self._timers)
         self._events = _listen(event_path, socket.SOCK_SEQPACKET)
@@ -98,6 +99,11 @@ class Server:
         self._paths = (event_path, control_path)
         self._selector.register(self._events, selectors.EVENT_READ, self._accept_hook)
         self._selector.register(self._control, selectors.EVENT_READ, self._accept_conversation)
+
+    def take_storage_fault(self) -> str:
+        """What the storage says now, or has said since this was last asked: a fault of half a second is one too."""
+        fault, self._recent_fault = self._storage_error or self._recent_fault, ""
+        return fault
 
     @property
     def storage_error(self) -> str:
@@ -181,7 +187,7 @@ class Server:
             # Not acknowledged, so the hooks keep it; the ring keeps it too and the next commit tries again.
             if not self._storage_error:
                 _say(f"storage: {error}")
-            self._storage_error = str(error)
+            self._storage_error = self._recent_fault = str(error)
             return
         if self._storage_error:
             _say("storage: works again")
