@@ -10,7 +10,12 @@ import sys
 from struct import Struct
 from typing import Final
 
-R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = range(11)
+
+class Register(int):
+    """An operand that is a register, where a plain int would be a constant."""
+
+
+R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = map(Register, range(11))
 SIZES: Final = {"w": 0x00, "h": 0x08, "b": 0x10, "dw": 0x18}
 _OPERATIONS: Final = {
     "add": 0x00, "sub": 0x10, "mul": 0x20, "div": 0x30, "or": 0x40, "and": 0x50, "lsh": 0x60, "rsh": 0x70,
@@ -25,10 +30,6 @@ _SIGN: Final = 1 << 31
 _PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE = 1, 2
 _INSTRUCTION: Final = Struct("=BBhi")
 _IS_LITTLE: Final = sys.byteorder == "little"
-
-
-class Register(int):
-    """An operand that is a register, where a plain int would be a constant."""
 
 
 class Assembler:
@@ -51,7 +52,7 @@ class Assembler:
         self._count += 1
         return f"{stem}.{self._count}"
 
-    def op(self, name: str, target: int, operand: int, *, bits: int = 64) -> None:
+    def op(self, name: str, target: Register, operand: int, *, bits: int = 64) -> None:
         """`target = target NAME operand`; 32 bits clear the upper half."""
         kind = _ALU64 if bits == 64 else _ALU32
         if isinstance(operand, Register):
@@ -59,41 +60,41 @@ class Assembler:
         else:
             self._put(kind | _OPERATIONS[name], target, constant=operand)
 
-    def constant(self, target: int, value: int) -> None:
+    def constant(self, target: Register, value: int) -> None:
         """`target = value`, 64 bits."""
         self._put(0x18, target, constant=value & 0xFFFFFFFF)
         self._put(0, constant=value >> 32 & 0xFFFFFFFF)
 
-    def map(self, target: int, fd: int) -> None:
+    def map(self, target: Register, fd: int) -> None:
         """`target` = the map behind this descriptor."""
         self._put(0x18, target, _PSEUDO_MAP_FD, constant=fd)
         self._put(0)
 
-    def map_value(self, target: int, fd: int) -> None:
+    def map_value(self, target: Register, fd: int) -> None:
         """`target` = where the only element of the array behind this descriptor lies."""
         self._put(0x18, target, _PSEUDO_MAP_VALUE, constant=fd)
         self._put(0)
 
-    def to_big(self, target: int, bits: int) -> None:
+    def to_big(self, target: Register, bits: int) -> None:
         """The lowest 16, 32 or 64 bits between this machine's byte order and the network's; the rest is cleared."""
         self._put(0xDC, target, constant=bits)
 
-    def to_little(self, target: int, bits: int) -> None:
+    def to_little(self, target: Register, bits: int) -> None:
         """The same between this machine's byte order and little endian."""
         self._put(0xD4, target, constant=bits)
 
-    def load(self, size: str, target: int, base: int, offset: int = 0) -> None:
+    def load(self, size: str, target: Register, base: Register, offset: int = 0) -> None:
         """`target = *(size *)(base + offset)`."""
         self._put(_LDX | SIZES[size], target, base, offset)
 
-    def store(self, size: str, base: int, offset: int, operand: int) -> None:
+    def store(self, size: str, base: Register, offset: int, operand: int) -> None:
         """`*(size *)(base + offset) = operand`."""
         if isinstance(operand, Register):
             self._put(_STX | SIZES[size], base, operand, offset)
         else:
             self._put(_ST | SIZES[size], base, 0, offset, operand)
 
-    def jump(self, name: str, left: int, right: int, label: str, *, bits: int = 64) -> None:
+    def jump(self, name: str, left: Register, right: int, label: str, *, bits: int = 64) -> None:
         """Go to `label` if `left NAME right`, unsigned."""
         kind = _JMP if bits == 64 else _JMP32
         if isinstance(right, Register):

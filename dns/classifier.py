@@ -52,7 +52,6 @@ _KEY: Final = _CLIENT - 16
 _EVENT: Final = _KEY - 16
 _NOW: Final = _EVENT - 8
 _UNTIL: Final = _NOW - 8
-_r = [Register(number) for number in (R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10)]
 
 
 class Maps(NamedTuple):
@@ -81,7 +80,7 @@ class Layout(NamedTuple):
 def program(layout: Layout, maps: Maps) -> bytes:
     """The octets to load."""
     a = Assembler()
-    a.op("mov", R6, _r[R1])
+    a.op("mov", R6, R1)
     a.load("w", R7, R6, _DATA)
     a.load("w", R8, R6, _DATA_END)
     a.load("w", R0, R6, _PKT_TYPE)
@@ -109,26 +108,26 @@ def _family(a: Assembler, layout: Layout, maps: Maps, *, is_ipv6: bool) -> None:
     _find_client(a, maps, is_ipv6=is_ipv6)
     a.call(Helper.KTIME_GET_BOOT_NS)
     a.op("div", R0, 1_000_000)
-    a.store("dw", R10, _NOW, _r[R0])
+    a.store("dw", R10, _NOW, R0)
     a.load("dw", R1, R10, _UNTIL)
-    a.jump("jle", R1, _r[R0], "pass")
+    a.jump("jle", R1, R0, "pass")
     _load_question(a, udp + _UDP + 2)
     _hash(a, layout.hash_key)
-    a.store("dw", R10, _KEY, _r[R0])
+    a.store("dw", R10, _KEY, R0)
     _look_up(a, maps.answers, _KEY)
     a.jump("jeq", R0, 0, "pass")
-    a.op("mov", R8, _r[R0])
+    a.op("mov", R8, R0)
     a.load("dw", R1, R8, 0)
     a.load("dw", R2, R10, _NOW)
-    a.jump("jle", R1, _r[R2], "pass")
+    a.jump("jle", R1, R2, "pass")
     a.load("h", R1, R8, 12)
     # A tail that is shorter than the question (many EDNS options) would have to cut it: not worth it.
-    a.jump("jlt", R1, _r[R9], "pass")
+    a.jump("jlt", R1, R9, "pass")
     a.jump("jgt", R1, MAX_TAIL, "pass")
     _write_headers(a, udp, is_ipv6=is_ipv6)
     _find_tail(a, layout, maps)
-    a.op("mov", R1, _r[R6])
-    a.op("mov", R2, _r[R9])
+    a.op("mov", R1, R6)
+    a.op("mov", R2, R9)
     a.op("add", R2, udp + _UDP + 2)
     a.op("mov", R3, 0)
     a.call(Helper.SKB_CHANGE_TAIL)
@@ -137,10 +136,10 @@ def _family(a: Assembler, layout: Layout, maps: Maps, *, is_ipv6: bool) -> None:
     _tell(a, maps)
     a.jump("jne", R0, 0, "pass")
     _store(a, 0, R10, _HEADERS, udp + _UDP + 2)
-    a.op("mov", R1, _r[R6])
+    a.op("mov", R1, R6)
     a.op("mov", R2, udp + _UDP + 2)
-    a.op("mov", R3, _r[R8])
-    a.op("mov", R4, _r[R9])
+    a.op("mov", R3, R8)
+    a.op("mov", R4, R9)
     a.op("mov", R5, 1)
     a.call(Helper.SKB_STORE_BYTES)
     a.load("w", R1, R6, _IFINDEX)
@@ -151,9 +150,9 @@ def _family(a: Assembler, layout: Layout, maps: Maps, *, is_ipv6: bool) -> None:
 
 def _check_headers(a: Assembler, layout: Layout, udp: int, *, is_ipv6: bool) -> None:
     """Is it a whole UDP datagram to one of our ports? r9: octets behind the id."""
-    a.op("mov", R1, _r[R7])
+    a.op("mov", R1, R7)
     a.op("add", R1, udp + _UDP + 2)
-    a.jump("jgt", R1, _r[R8], "pass")
+    a.jump("jgt", R1, R8, "pass")
     # What the firewall redirects comes in by its old port. By the new one it comes where netfilter has been before us
     # (br_netfilter), and an answer from that port would be nobody's.
     outside, matched = a.fresh("outside"), a.fresh("ours")
@@ -180,7 +179,7 @@ def _check_headers(a: Assembler, layout: Layout, udp: int, *, is_ipv6: bool) -> 
         a.load("h", R1, R7, _ETHERNET + 2)
         a.to_big(R1, 16)
         a.op("sub", R1, 20)
-    a.jump("jne", R1, _r[R9], "pass")
+    a.jump("jne", R1, R9, "pass")
     a.op("sub", R9, _UDP + 2)
     a.jump("jgt", R9, MAX_QUESTION, "pass")
     a.jump("jlt", R9, MIN_QUESTION, "pass")
@@ -191,26 +190,26 @@ def _find_client(a: Assembler, maps: Maps, *, is_ipv6: bool) -> None:
     first, words = (_ETHERNET + 8, 8) if is_ipv6 else (_ETHERNET + 12, 2)
     for number in range(words):
         a.load("w", R0, R7, first + 4 * number)
-        a.store("w", R10, _CLIENT + 4 * number, _r[R0])
+        a.store("w", R10, _CLIENT + 4 * number, R0)
     _look_up(a, maps.clients6 if is_ipv6 else maps.clients4, _CLIENT)
     a.jump("jeq", R0, 0, "pass")
     a.load("dw", R1, R0, 0)
-    a.store("dw", R10, _UNTIL, _r[R1])
+    a.store("dw", R10, _UNTIL, R1)
     a.load("w", R1, R0, 8)
-    a.store("w", R10, _KEY + 8, _r[R1])
+    a.store("w", R10, _KEY + 8, R1)
     a.store("w", R10, _KEY + 12, 0)
     a.load("w", R1, R0, 12)
-    a.store("w", R10, _EVENT + 4, _r[R1])
+    a.store("w", R10, _EVENT + 4, R1)
 
 
 def _load_question(a: Assembler, at: int) -> None:
     for offset in range(0, MAX_QUESTION, 8):
         a.store("dw", R10, _QUESTION + offset, 0)
-    a.op("mov", R1, _r[R6])
+    a.op("mov", R1, R6)
     a.op("mov", R2, at)
-    a.op("mov", R3, _r[R10])
+    a.op("mov", R3, R10)
     a.op("add", R3, _QUESTION)
-    a.op("mov", R4, _r[R9])
+    a.op("mov", R4, R9)
     a.call(Helper.SKB_LOAD_BYTES)
     a.jump("jne", R0, 0, "pass")
 
@@ -225,71 +224,71 @@ def _hash(a: Assembler, key: tuple[int, int]) -> None:
         a.load("dw", R5, R10, _QUESTION + offset)
         _to_little(a, R5)
         a.jump("jlt", R9, offset + 8, last)
-        a.op("xor", R4, _r[R5])
+        a.op("xor", R4, R5)
         _round(a)
-        a.op("xor", R1, _r[R5])
+        a.op("xor", R1, R5)
     a.op("mov", R5, 0)
     a.label(last)  # r5: what is left of the question, zeros behind it
-    a.op("mov", R0, _r[R9])
+    a.op("mov", R0, R9)
     a.op("lsh", R0, 56)
-    a.op("or", R5, _r[R0])
-    a.op("xor", R4, _r[R5])
+    a.op("or", R5, R0)
+    a.op("xor", R4, R5)
     _round(a)
-    a.op("xor", R1, _r[R5])
+    a.op("xor", R1, R5)
     a.op("xor", R3, 0xFF)
     for _ in range(3):
         _round(a)
-    a.op("mov", R0, _r[R1])
+    a.op("mov", R0, R1)
     for register in (R2, R3, R4):
-        a.op("xor", R0, _r[register])
+        a.op("xor", R0, register)
 
 
 def _round(a: Assembler) -> None:
     for v0, v2, left, right in ((R1, R3, 13, 16), (R3, R1, 17, 21)):
-        a.op("add", v0, _r[R2])
-        a.op("add", v2, _r[R4])
+        a.op("add", v0, R2)
+        a.op("add", v2, R4)
         _rotate(a, R2, left)
-        a.op("xor", R2, _r[v0])
+        a.op("xor", R2, v0)
         _rotate(a, R4, right)
-        a.op("xor", R4, _r[v2])
+        a.op("xor", R4, v2)
         _rotate(a, v0, 32)
 
 
-def _rotate(a: Assembler, register: int, bits: int) -> None:
-    a.op("mov", R0, _r[register])
+def _rotate(a: Assembler, register: Register, bits: int) -> None:
+    a.op("mov", R0, register)
     a.op("lsh", register, bits)
     a.op("rsh", R0, 64 - bits)
-    a.op("or", register, _r[R0])
+    a.op("or", register, R0)
 
 
-def _to_little(a: Assembler, register: int) -> None:
+def _to_little(a: Assembler, register: Register) -> None:
     if sys.byteorder == "big":
         a.to_little(register, 64)
 
 
 def _write_headers(a: Assembler, udp: int, *, is_ipv6: bool) -> None:
     """An answer's headers and id to the stack. r7: the packet; r1: octets of the tail; r8: the answer's entry."""
-    a.op("mov", R5, _r[R1])
+    a.op("mov", R5, R1)
     a.op("add", R5, _UDP + 2)
     a.to_big(R5, 16)  # r5: the answer's UDP length, as the network has it
     for offset in (0, 2, 4):
         a.load("h", R0, R7, 6 + offset)
-        a.store("h", R10, _HEADERS + offset, _r[R0])
+        a.store("h", R10, _HEADERS + offset, R0)
         a.load("h", R0, R7, offset)
-        a.store("h", R10, _HEADERS + 6 + offset, _r[R0])
+        a.store("h", R10, _HEADERS + 6 + offset, R0)
     a.load("h", R0, R7, 12)
-    a.store("h", R10, _HEADERS + 12, _r[R0])
+    a.store("h", R10, _HEADERS + 12, R0)
     # r3: sum of both addresses and the protocol, the same there and back.
     a.op("mov", R3, socket.htons(socket.IPPROTO_UDP))
     source, words = (_ETHERNET + 8, 4) if is_ipv6 else (_ETHERNET + 12, 1)
     for number in range(words):
         for there, back in ((0, words), (words, 0)):
             a.load("w", R0, R7, source + 4 * (there + number))
-            a.store("w", R10, _HEADERS + source + 4 * (back + number), _r[R0])
-            a.op("add", R3, _r[R0])
+            a.store("w", R10, _HEADERS + source + 4 * (back + number), R0)
+            a.op("add", R3, R0)
     if is_ipv6:
         a.store("w", R10, _HEADERS + _ETHERNET, socket.htonl(0x6000_0000))
-        a.store("h", R10, _HEADERS + _ETHERNET + 4, _r[R5])
+        a.store("h", R10, _HEADERS + _ETHERNET + 4, R5)
         a.store("h", R10, _HEADERS + _ETHERNET + 6, socket.htons(socket.IPPROTO_UDP << 8 | 64))
     else:
         _write_ipv4(a)
@@ -299,21 +298,21 @@ def _write_headers(a: Assembler, udp: int, *, is_ipv6: bool) -> None:
 def _write_ipv4(a: Assembler) -> None:
     """Version to protocol, with `don't fragment` and no id, and the header's checksum. r1: octets of the tail."""
     at = _HEADERS + _ETHERNET
-    a.op("mov", R0, _r[R1])
+    a.op("mov", R0, R1)
     a.op("add", R0, 20 + _UDP + 2)
     a.to_big(R0, 16)
     a.store("h", R10, at, socket.htons(0x4500))
-    a.store("h", R10, at + 2, _r[R0])
+    a.store("h", R10, at + 2, R0)
     a.store("w", R10, at + 4, socket.htonl(0x4000))
     a.store("h", R10, at + 8, socket.htons(64 << 8 | socket.IPPROTO_UDP))
     constant = socket.htons(0x4500) + socket.htons(0x4000) + socket.htons(64 << 8 | socket.IPPROTO_UDP)
     a.op("add", R0, constant)
     for offset in (12, 16):
         a.load("w", R2, R10, at + offset)
-        a.op("add", R0, _r[R2])
+        a.op("add", R0, R2)
     _fold(a, R0, R2)
     a.op("xor", R0, 0xFFFF)
-    a.store("h", R10, at + 10, _r[R0])
+    a.store("h", R10, at + 10, R0)
 
 
 def _write_udp(a: Assembler, udp: int) -> None:
@@ -326,61 +325,61 @@ def _write_udp(a: Assembler, udp: int) -> None:
     at, partial, done = _HEADERS + udp, a.fresh("partial"), a.fresh("summed")
     a.load("w", R4, R7, udp)  # the ports, and what they add to the sum
     a.load("h", R0, R7, udp)
-    a.store("h", R10, at + 2, _r[R0])
+    a.store("h", R10, at + 2, R0)
     a.load("h", R0, R7, udp + 2)
-    a.store("h", R10, at, _r[R0])
-    a.store("h", R10, at + 4, _r[R5])
+    a.store("h", R10, at, R0)
+    a.store("h", R10, at + 4, R5)
     a.load("h", R1, R7, udp + _UDP)
-    a.store("h", R10, at + _UDP, _r[R1])
-    a.op("add", R4, _r[R1])
+    a.store("h", R10, at + _UDP, R1)
+    a.op("add", R4, R1)
     # r4: ports and id.
     a.load("h", R2, R7, udp + 4)
-    a.op("add", R2, _r[R3])
-    a.op("mov", R1, _r[R2])
+    a.op("add", R2, R3)
+    a.op("mov", R1, R2)
     _fold(a, R1, R0)
     a.load("h", R0, R7, udp + 6)
     whole = a.fresh("whole")
-    a.jump("jne", R1, _r[R0], whole)
+    a.jump("jne", R1, R0, whole)
     # r2 + length + r4 + checksum + question: all ones if the checksum is true.
-    a.op("add", R2, _r[R0])
-    a.op("add", R2, _r[R4])
+    a.op("add", R2, R0)
+    a.op("add", R2, R4)
     a.load("h", R0, R7, udp + 4)
-    a.op("add", R2, _r[R0])
+    a.op("add", R2, R0)
     for offset in range(0, MAX_QUESTION, 8):
         for half in (0, 4):
             a.load("w", R0, R10, _QUESTION + offset + half)
-            a.op("add", R2, _r[R0])
+            a.op("add", R2, R0)
     _fold(a, R2, R0)
     a.jump("jne", R2, 0xFFFF, partial)
     a.label(whole)
-    a.op("add", R4, _r[R3])
-    a.op("add", R4, _r[R5])
-    a.op("add", R4, _r[R5])
+    a.op("add", R4, R3)
+    a.op("add", R4, R5)
+    a.op("add", R4, R5)
     a.load("h", R0, R8, 14)
-    a.op("add", R4, _r[R0])
+    a.op("add", R4, R0)
     _fold(a, R4, R0)
     a.op("xor", R4, 0xFFFF)
     a.jump("jne", R4, 0, done)
     a.op("mov", R4, 0xFFFF)  # zero would say that there is none
     a.go(done)
     a.label(partial)
-    a.op("mov", R4, _r[R3])
-    a.op("add", R4, _r[R5])
+    a.op("mov", R4, R3)
+    a.op("add", R4, R5)
     _fold(a, R4, R0)
     a.label(done)
-    a.store("h", R10, at + 6, _r[R4])
+    a.store("h", R10, at + 6, R4)
 
 
-def _fold(a: Assembler, register: int, spare: int) -> None:
+def _fold(a: Assembler, register: Register, spare: Register) -> None:
     """A sum of 16 and 32 bit words to 16 bits (RFC 1071)."""
     for bits in (32, 16, 16, 16):
-        a.op("mov", spare, _r[register])
+        a.op("mov", spare, register)
         a.op("rsh", spare, bits)
         if bits == 32:
-            a.op("mov", register, _r[register], bits=32)
+            a.op("mov", register, register, bits=32)
         else:
             a.op("and", register, 0xFFFF)
-        a.op("add", register, _r[spare])
+        a.op("add", register, spare)
 
 
 def _find_tail(a: Assembler, layout: Layout, maps: Maps) -> None:
@@ -388,10 +387,10 @@ def _find_tail(a: Assembler, layout: Layout, maps: Maps) -> None:
     a.load("h", R9, R8, 12)
     a.load("w", R7, R8, 8)
     a.load("w", R1, R10, _NOW if sys.byteorder == "little" else _NOW + 4)
-    a.store("w", R10, _EVENT, _r[R1])
-    a.op("mov", R1, _r[R7])
-    a.op("add", R1, _r[R9])
-    a.store("w", R10, _EVENT + 8, _r[R1])
+    a.store("w", R10, _EVENT, R1)
+    a.op("mov", R1, R7)
+    a.op("add", R1, R9)
+    a.store("w", R10, _EVENT + 8, R1)
     a.store("w", R10, _EVENT + 12, 0)
     # What the verifier wants to know; it holds of all that is in the table.
     a.jump("jgt", R9, MAX_TAIL, "pass")
@@ -399,16 +398,16 @@ def _find_tail(a: Assembler, layout: Layout, maps: Maps) -> None:
     a.jump("jlt", R7, HASH_BEFORE, "pass")
     a.jump("jgt", R7, layout.arena_bytes - MAX_TAIL, "pass")
     a.map_value(R8, maps.arena)
-    a.op("add", R8, _r[R7])
+    a.op("add", R8, R7)
     # Is it still this answer that lies there?
     a.load("dw", R1, R8, -HASH_BEFORE)
     a.load("dw", R2, R10, _KEY)
-    a.jump("jne", R1, _r[R2], "pass")
+    a.jump("jne", R1, R2, "pass")
 
 
 def _tell(a: Assembler, maps: Maps) -> None:
     a.map(R1, maps.ring)
-    a.op("mov", R2, _r[R10])
+    a.op("mov", R2, R10)
     a.op("add", R2, _EVENT)
     a.op("mov", R3, EVENT.size)
     a.op("mov", R4, RB_NO_WAKEUP)
@@ -418,16 +417,16 @@ def _tell(a: Assembler, maps: Maps) -> None:
 def _look_up(a: Assembler, fd: int, key: int) -> None:
     """r0: the value of the key that lies at `key` on the stack, or 0."""
     a.map(R1, fd)
-    a.op("mov", R2, _r[R10])
+    a.op("mov", R2, R10)
     a.op("add", R2, key)
     a.call(Helper.MAP_LOOKUP_ELEM)
 
 
-def _store(a: Assembler, at: int, base: int, offset: int, octets: int) -> None:
+def _store(a: Assembler, at: int, base: Register, offset: int, octets: int) -> None:
     """Over the packet's octets from `at` on."""
-    a.op("mov", R1, _r[R6])
+    a.op("mov", R1, R6)
     a.op("mov", R2, at)
-    a.op("mov", R3, _r[base])
+    a.op("mov", R3, base)
     a.op("add", R3, offset)
     a.op("mov", R4, octets)
     a.op("mov", R5, 1)

@@ -68,7 +68,6 @@ _AT: Final = _ZERO - 8
 """Where the payload begins."""
 _NOW: Final = _AT - 8
 _SEQUENCE: Final = _NOW - 8
-_r = [Register(number) for number in (R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10)]
 
 
 class Maps(NamedTuple):
@@ -90,7 +89,7 @@ class Maps(NamedTuple):
 def program(allow: int, mask: int, maps: Maps) -> bytes:
     """The octets to load. `allow`: what the marks' bits within `mask` become."""
     a = Assembler()
-    a.op("mov", R6, _r[R1])
+    a.op("mov", R6, R1)
     a.load("w", R7, R6, _DATA)
     a.load("w", R8, R6, _DATA_END)
     a.load("w", R0, R6, _PROTOCOL)
@@ -113,68 +112,68 @@ def _family(a: Assembler, maps: Maps, *, is_ipv6: bool) -> None:
     tcp = _ETHERNET + (40 if is_ipv6 else 20)
     _check_headers(a, tcp, is_ipv6=is_ipv6)
     # r9: octets of payload; r2: flags; r3: octets of the TCP header.
-    a.op("mov", R4, _r[R2])
+    a.op("mov", R4, R2)
     a.op("and", R4, _SYN)
     syn = a.fresh("syn")
     a.jump("jne", R4, 0, syn)
     a.jump("jeq", R9, 0, "pass")
     a.op("add", R3, tcp)
-    a.store("dw", R10, _AT, _r[R3])
-    a.store("dw", R10, _SEQUENCE, _r[R2])  # flags, for the moment
+    a.store("dw", R10, _AT, R3)
+    a.store("dw", R10, _SEQUENCE, R2)  # flags, for the moment
     _find_slot(a, maps, tcp, is_ipv6=is_ipv6)
     slot = SLOT6 if is_ipv6 else SLOT4
     # r0: the slot. Is it this connection's, and this its first octet? Whatever comes, it is no more.
-    for offset, register in _addresses(is_ipv6=is_ipv6):
+    for offset, place in _addresses(is_ipv6=is_ipv6):
         a.load("w", R1, R7, offset)
-        a.load("w", R2, R0, register)
-        a.jump("jne", R1, _r[R2], "pass")
+        a.load("w", R2, R0, place)
+        a.jump("jne", R1, R2, "pass")
     a.load("w", R1, R7, tcp)
     a.load("w", R2, R0, slot.size - 8)
-    a.jump("jne", R1, _r[R2], "pass")
+    a.jump("jne", R1, R2, "pass")
     a.store("w", R0, slot.size - 8, 0)
     a.load("w", R1, R7, tcp + 4)
     a.to_big(R1, 32)
     a.load("w", R2, R0, slot.size - 4)
-    a.jump("jne", R1, _r[R2], "pass")
+    a.jump("jne", R1, R2, "pass")
     a.load("dw", R2, R10, _SEQUENCE)
     a.op("and", R2, _FIN_SYN_RST_URG | _ACK)
     a.jump("jne", R2, _ACK, "pass")
     a.jump("jlt", R9, MIN_HELLO, "pass")
     a.jump("jgt", R9, MAX_HELLO, "pass")
     a.load("dw", R1, R10, _AT)
-    a.op("add", R1, _r[R9])
+    a.op("add", R1, R9)
     a.load("w", R2, R6, _LEN)
-    a.jump("jne", R1, _r[R2], "pass")
+    a.jump("jne", R1, R2, "pass")
     _write_keys(a, tcp, is_ipv6=is_ipv6)
     a.go("known")
     a.label(syn)
     a.op("and", R2, 0x3F)
     a.jump("jne", R2, _SYN, "pass")
-    a.op("mov", R5, _r[R9])
-    a.store("dw", R10, _SEQUENCE, _r[R5])
+    a.op("mov", R5, R9)
+    a.store("dw", R10, _SEQUENCE, R5)
     _find_slot(a, maps, tcp, is_ipv6=is_ipv6)
     a.load("w", R1, R7, tcp + 4)
     a.to_big(R1, 32)
     a.op("add", R1, 1, bits=32)
-    a.store("w", R0, slot.size - 4, _r[R1])
-    for offset, register in _addresses(is_ipv6=is_ipv6):
+    a.store("w", R0, slot.size - 4, R1)
+    for offset, place in _addresses(is_ipv6=is_ipv6):
         a.load("w", R1, R7, offset)
-        a.store("w", R0, register, _r[R1])
+        a.store("w", R0, place, R1)
     a.load("w", R1, R7, tcp)
     a.load("dw", R2, R10, _SEQUENCE)
     whole = a.fresh("whole")
     a.jump("jeq", R2, 0, whole)
     a.op("mov", R1, 0)  # with data (RFC 7413): nothing is awaited
     a.label(whole)
-    a.store("w", R0, slot.size - 8, _r[R1])
+    a.store("w", R0, slot.size - 8, R1)
     a.go("pass")
 
 
 def _check_headers(a: Assembler, tcp: int, *, is_ipv6: bool) -> None:
     """Is it a TCP segment for this machine to pass on? r9: octets of payload, r2: flags, r3: octets of the header."""
-    a.op("mov", R1, _r[R7])
+    a.op("mov", R1, R7)
     a.op("add", R1, tcp + 20)
-    a.jump("jgt", R1, _r[R8], "pass")
+    a.jump("jgt", R1, R8, "pass")
     a.load("b", R0, R7, _ETHERNET + (6 if is_ipv6 else 9))
     a.jump("jne", R0, socket.IPPROTO_TCP, "pass")
     a.load("w", R0, R6, _PKT_TYPE)
@@ -197,8 +196,8 @@ def _check_headers(a: Assembler, tcp: int, *, is_ipv6: bool) -> None:
     a.op("rsh", R3, 4)
     a.op("lsh", R3, 2)
     a.jump("jlt", R3, 20, "pass")
-    a.jump("jlt", R9, _r[R3], "pass")
-    a.op("sub", R9, _r[R3])
+    a.jump("jlt", R9, R3, "pass")
+    a.op("sub", R9, R3)
     a.load("b", R2, R7, tcp + 13)
 
 
@@ -213,12 +212,12 @@ def _find_slot(a: Assembler, maps: Maps, tcp: int, *, is_ipv6: bool) -> None:
     a.load("w", R1, R7, tcp)
     a.constant(R2, _SPREAD)
     for offset, _ in _addresses(is_ipv6=is_ipv6):
-        a.op("mul", R1, _r[R2])
+        a.op("mul", R1, R2)
         a.load("w", R3, R7, offset)
-        a.op("xor", R1, _r[R3])
-    a.op("mul", R1, _r[R2])
+        a.op("xor", R1, R3)
+    a.op("mul", R1, R2)
     a.op("rsh", R1, 64 - ((SLOTS6 if is_ipv6 else SLOTS4) - 1).bit_length())
-    a.store("w", R10, _ZERO, _r[R1])
+    a.store("w", R10, _ZERO, R1)
     _look_up(a, maps.slots6 if is_ipv6 else maps.slots4, _ZERO)
     a.jump("jeq", R0, 0, "pass")
 
@@ -230,22 +229,22 @@ def _write_keys(a: Assembler, tcp: int, *, is_ipv6: bool) -> None:
         for start, at in ((first, _CLIENT), (first + 4 * words, _HELLO + 8)):
             if number < words:
                 a.load("w", R0, R7, start + 4 * number)
-                a.store("w", R10, at + 4 * number, _r[R0])
+                a.store("w", R10, at + 4 * number, R0)
             else:
                 a.store("w", R10, at + 4 * number, 0)
     for offset in (0, 2, 4):
         a.load("h", R0, R7, 6 + offset)
-        a.store("h", R10, _CLIENT + 16 + offset, _r[R0])
+        a.store("h", R10, _CLIENT + 16 + offset, R0)
     a.store("h", R10, _CLIENT + 22, 6 if is_ipv6 else 4)
     a.load("h", R0, R7, tcp + 2)
     a.to_big(R0, 16)
-    a.store("h", R10, _HELLO + 4, _r[R0])
+    a.store("h", R10, _HELLO + 4, R0)
     a.load("h", R0, R7, tcp)
     a.to_big(R0, 16)
-    a.store("h", R10, _EVENT + 12, _r[R0])
+    a.store("h", R10, _EVENT + 12, R0)
     a.load("h", R0, R7, tcp + 6)
     a.to_big(R0, 16)
-    a.store("h", R10, _EVENT + 14, _r[R0])
+    a.store("h", R10, _EVENT + 14, R0)
 
 
 def _let_through(a: Assembler, allow: int, mask: int, maps: Maps) -> None:
@@ -254,33 +253,33 @@ def _let_through(a: Assembler, allow: int, mask: int, maps: Maps) -> None:
     a.store("dw", R10, _ZERO, 0)
     _look_up(a, maps.scratch, _ZERO)
     a.jump("jeq", R0, 0, "pass")
-    a.op("mov", R8, _r[R0])
-    a.op("mov", R1, _r[R6])
+    a.op("mov", R8, R0)
+    a.op("mov", R1, R6)
     a.load("dw", R2, R10, _AT)
-    a.op("mov", R3, _r[R8])
-    a.op("mov", R4, _r[R9])
+    a.op("mov", R3, R8)
+    a.op("mov", R4, R9)
     a.call(Helper.SKB_LOAD_BYTES)
     a.jump("jne", R0, 0, "pass")
     _read_hello(a)
     # r4: is there ECH; r5: where the name begins; r9: its octets.
-    a.store("b", R10, _HELLO + 6, _r[R9])
-    a.store("b", R10, _HELLO + 7, _r[R4])
+    a.store("b", R10, _HELLO + 6, R9)
+    a.store("b", R10, _HELLO + 7, R4)
     for offset in range(0, MAX_NAME, 8):
         a.store("dw", R10, _HELLO + 24 + offset, 0)
-    a.op("mov", R1, _r[R6])
+    a.op("mov", R1, R6)
     a.load("dw", R2, R10, _AT)
-    a.op("add", R2, _r[R5])
-    a.op("mov", R3, _r[R10])
+    a.op("add", R2, R5)
+    a.op("mov", R3, R10)
     a.op("add", R3, _HELLO + 24)
-    a.op("mov", R4, _r[R9])
+    a.op("mov", R4, R9)
     a.call(Helper.SKB_LOAD_BYTES)
     a.jump("jne", R0, 0, "pass")
     _look_up(a, maps.hellos, _HELLO)
     a.jump("jeq", R0, 0, "pass")
     a.load("w", R1, R0, 0)
-    a.store("w", R10, _EVENT + 8, _r[R1])
+    a.store("w", R10, _EVENT + 8, R1)
     a.map(R1, maps.ring)
-    a.op("mov", R2, _r[R10])
+    a.op("mov", R2, R10)
     a.op("add", R2, _EVENT)
     a.op("mov", R3, EVENT.size)
     a.op("mov", R4, RB_NO_WAKEUP)
@@ -289,7 +288,7 @@ def _let_through(a: Assembler, allow: int, mask: int, maps: Maps) -> None:
     a.load("w", R0, R6, _MARK)
     a.op("and", R0, ~mask & 0xFFFFFFFF, bits=32)
     a.op("or", R0, allow, bits=32)
-    a.store("w", R6, _MARK, _r[R0])
+    a.store("w", R6, _MARK, R0)
     a.go("pass")
 
 
@@ -297,19 +296,19 @@ def _find_client(a: Assembler, maps: Maps) -> None:
     """View and number to the stack, if they still hold and a worker is there."""
     _look_up(a, maps.clients, _CLIENT)
     a.jump("jeq", R0, 0, "pass")
-    a.op("mov", R7, _r[R0])
+    a.op("mov", R7, R0)
     a.call(Helper.KTIME_GET_BOOT_NS)
     a.op("div", R0, 1_000_000)
     a.load("dw", R1, R7, 0)
-    a.jump("jle", R1, _r[R0], "pass")
+    a.jump("jle", R1, R0, "pass")
     a.map_value(R1, maps.control)
     a.load("dw", R1, R1, 0)
-    a.jump("jle", R1, _r[R0], "pass")
-    a.store("w", R10, _EVENT, _r[R0])
+    a.jump("jle", R1, R0, "pass")
+    a.store("w", R10, _EVENT, R0)
     a.load("w", R1, R7, 8)
-    a.store("w", R10, _HELLO, _r[R1])
+    a.store("w", R10, _HELLO, R1)
     a.load("w", R1, R7, 12)
-    a.store("w", R10, _EVENT + 4, _r[R1])
+    a.store("w", R10, _EVENT + 4, R1)
 
 
 def _read_hello(a: Assembler) -> None:
@@ -328,7 +327,7 @@ def _read_hello(a: Assembler) -> None:
     for at, before in ((3, 5), (7, 9)):
         _load_pair(a, R0, at)
         a.op("add", R0, before)
-        a.jump("jne", R0, _r[R9], "pass")
+        a.jump("jne", R0, R9, "pass")
     a.op("mov", R7, 9 + 34)  # version, random
     _skip(a, 1)  # session id
     _skip(a, 2)  # cipher suites
@@ -336,15 +335,15 @@ def _read_hello(a: Assembler) -> None:
     _reach(a, 2)
     _load_pair_at(a, R0, R1, 0)
     a.op("add", R7, 2)
-    a.op("add", R0, _r[R7])
-    a.jump("jne", R0, _r[R9], "pass")
-    a.store("w", R8, _CURSOR, _r[R7])
+    a.op("add", R0, R7)
+    a.jump("jne", R0, R9, "pass")
+    a.store("w", R8, _CURSOR, R7)
     for place in (_HAS_ECH, _NAME_AT, _NAME_OCTETS):
         a.store("w", R8, place, 0)
     for _ in range(MAX_EXTENSIONS):
         _read_extension(a)
     a.load("w", R7, R8, _CURSOR)
-    a.jump("jne", R7, _r[R9], "pass")
+    a.jump("jne", R7, R9, "pass")
     a.label("read")
     a.load("w", R4, R8, _HAS_ECH)
     a.load("w", R5, R8, _NAME_AT)
@@ -359,14 +358,14 @@ def _read_extension(a: Assembler) -> None:
     """The one at the cursor, which then is at the next."""
     done, name = a.fresh("extension"), a.fresh("name")
     a.load("w", R7, R8, _CURSOR)
-    a.jump("jeq", R7, _r[R9], "read")
+    a.jump("jeq", R7, R9, "read")
     _reach(a, 4)
     _load_pair_at(a, R0, R1, 0)
     _load_pair_at(a, R2, R1, 2)
     a.op("add", R7, 4)
-    a.op("mov", R3, _r[R7])
-    a.op("add", R3, _r[R2])
-    a.store("w", R8, _CURSOR, _r[R3])
+    a.op("mov", R3, R7)
+    a.op("add", R3, R2)
+    a.store("w", R8, _CURSOR, R3)
     a.jump("jeq", R0, 0, name)
     a.jump("jne", R0, 0xFE0D, done)
     a.jump("jeq", R2, 0, done)
@@ -380,15 +379,15 @@ def _read_extension(a: Assembler) -> None:
     a.jump("jlt", R2, 6, "pass")
     _load_pair_at(a, R0, R1, 0)  # server_name_list, and one name of type host_name in it
     a.op("add", R0, 2)
-    a.jump("jne", R0, _r[R2], "pass")
+    a.jump("jne", R0, R2, "pass")
     a.load("b", R0, R1, 2)
     a.jump("jne", R0, 0, "pass")
     _load_pair_at(a, R0, R1, 3)
-    a.store("w", R8, _NAME_OCTETS, _r[R0])
+    a.store("w", R8, _NAME_OCTETS, R0)
     a.op("add", R0, 5)
-    a.jump("jne", R0, _r[R2], "pass")
+    a.jump("jne", R0, R2, "pass")
     a.op("add", R7, 5)
-    a.store("w", R8, _NAME_AT, _r[R7])
+    a.store("w", R8, _NAME_AT, R7)
     a.label(done)
 
 
@@ -396,43 +395,43 @@ def _skip(a: Assembler, octets: int) -> None:
     """r7 goes behind a field with a length of so many octets before it."""
     _reach(a, octets)
     if octets == 1:
-        a.op("mov", R1, _r[R8])
-        a.op("add", R1, _r[R7])
+        a.op("mov", R1, R8)
+        a.op("add", R1, R7)
         a.load("b", R0, R1, 0)
     else:
         _load_pair_at(a, R0, R1, 0)
     a.op("add", R7, octets)
-    a.op("add", R7, _r[R0])
+    a.op("add", R7, R0)
 
 
 def _reach(a: Assembler, octets: int) -> None:
     """Are so many octets left from r7 on?"""
     a.jump("jgt", R7, MAX_HELLO - octets, "pass")  # for the verifier
-    a.op("mov", R0, _r[R7])
+    a.op("mov", R0, R7)
     a.op("add", R0, octets)
-    a.jump("jgt", R0, _r[R9], "pass")
+    a.jump("jgt", R0, R9, "pass")
 
 
-def _load_pair(a: Assembler, target: int, at: int) -> None:
+def _load_pair(a: Assembler, target: Register, at: int) -> None:
     a.load("b", target, R8, at)
     a.load("b", R1, R8, at + 1)
     a.op("lsh", target, 8)
-    a.op("or", target, _r[R1])
+    a.op("or", target, R1)
 
 
-def _load_pair_at(a: Assembler, target: int, base: int, offset: int) -> None:
+def _load_pair_at(a: Assembler, target: Register, base: Register, offset: int) -> None:
     """`target`: 16 bits at r7 + offset; `base`: r8 + r7. Uses r3."""
-    a.op("mov", base, _r[R8])
-    a.op("add", base, _r[R7])
+    a.op("mov", base, R8)
+    a.op("add", base, R7)
     a.load("b", target, base, offset)
     a.load("b", R3, base, offset + 1)
     a.op("lsh", target, 8)
-    a.op("or", target, _r[R3])
+    a.op("or", target, R3)
 
 
 def _look_up(a: Assembler, fd: int, key: int) -> None:
     """r0: the value of the key that lies at `key` on the stack, or 0."""
     a.map(R1, fd)
-    a.op("mov", R2, _r[R10])
+    a.op("mov", R2, R10)
     a.op("add", R2, key)
     a.call(Helper.MAP_LOOKUP_ELEM)
