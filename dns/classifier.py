@@ -7,7 +7,7 @@ with options, a fragment, a VLAN tag, a long question, an unknown client, a full
 Rule: what is answered is on record first; what is not on record takes the usual way and is answered there.
 
 The layouts here are the contract with `dns.kernel`: all of this machine's byte order.
-Sources: include/uapi/linux/bpf.h (struct __sk_buff); RFC 791, 8200, 768; Python's hash of octets is SipHash-1-3.
+Sources: RFC 791, 8200, 768; Python's hash of octets is SipHash-1-3.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Assembler, Register
-from bpf.kernel import RB_NO_WAKEUP, Helper
+from bpf.kernel import Helper
+from bpf.packet import ETHERNET, IFINDEX, begin, by_family, look_up, now_ms, only_plain_ipv4, only_to_us, tell
 
 CLIENT_VALUE: Final = Struct("=QII")
 """Until when (ms since boot), view, the client's number. Key: source and destination address."""
@@ -36,14 +37,9 @@ MIN_QUESTION: Final = 15
 MAX_TAIL: Final = 512 - 2
 """Octets of an answer behind its id."""
 
-# struct __sk_buff
-_PKT_TYPE, _PROTOCOL, _VLAN_PRESENT, _IFINDEX, _DATA, _DATA_END = 4, 16, 20, 40, 76, 80
 _LOOPBACK: Final = 1
 """LOOPBACK_IFINDEX, net/flow.h."""
-_ETHERNET: Final = 14
 _UDP: Final = 8
-_NEXT: Final = -1
-"""TCX_NEXT, to whoever is next."""
 # The stack, below r10: an answer's headers first, at an address whose Ethernet header ends on a whole word.
 _HEADERS: Final = -126
 _QUESTION: Final = -128 - MAX_QUESTION
@@ -80,19 +76,9 @@ class Layout(NamedTuple):
 def program(layout: Layout, maps: Maps) -> bytes:
     """The octets to load."""
     a = Assembler()
-    a.op("mov", R6, R1)
-    a.load("w", R7, R6, _DATA)
-    a.load("w", R8, R6, _DATA_END)
-    a.load("w", R0, R6, _PKT_TYPE)
-    a.jump("jne", R0, 0, "pass")
-    a.load("w", R0, R6, _VLAN_PRESENT)
-    a.jump("jne", R0, 0, "pass")
-    a.load("w", R0, R6, _PROTOCOL)
-    a.jump("jeq", R0, socket.htons(0x0800), "ipv4")
-    a.jump("jeq", R0, socket.htons(0x86DD), "ipv6")
-    a.label("pass")
-    a.op("mov", R0, _NEXT)
-    a.exit()
+    begin(a)
+    only_to_us(a)
+    by_family(a)
     a.label("ipv4")
     _family(a, layout, maps, is_ipv6=False)
     a.label("ipv6")
@@ -102,19 +88,18 @@ def program(layout: Layout, maps: Maps) -> bytes:
 
 def _family(a: Assembler, layout: Layout, maps: Maps, *, is_ipv6: bool) -> None:
     ip = 40 if is_ipv6 else 20
-    udp = _ETHERNET + ip
+    udp = ETHERNET + ip
     _check_headers(a, layout, udp, is_ipv6=is_ipv6)
     # r9: octets behind the id.
     _find_client(a, maps, is_ipv6=is_ipv6)
-    a.call(Helper.KTIME_GET_BOOT_NS)
-    a.op("div", R0, 1_000_000)
+    now_ms(a)
     a.store("dw", R10, _NOW, R0)
     a.load("dw", R1, R10, _UNTIL)
     a.jump("jle", R1, R0, "pass")
     _load_question(a, udp + _UDP + 2)
     _hash(a, layout.hash_key)
     a.store("dw", R10, _KEY, R0)
-    _look_up(a, maps.answers, _KEY)
+    look_up(a, maps.answers, _KEY)
     a.jump("jeq", R0, 0, "pass")
     a.op("mov", R8, R0)
     a.load("dw", R1, R8, 0)
@@ -133,16 +118,10 @@ def _family(a: Assembler, layout: Layout, maps: Maps, *, is_ipv6: bool) -> None:
     a.call(Helper.SKB_CHANGE_TAIL)
     a.jump("jne", R0, 0, "pass")
     # If the ring is full the longer packet goes its way: its headers still say where it ends.
-    _tell(a, maps)
-    a.jump("jne", R0, 0, "pass")
+    tell(a, maps.ring, _EVENT, EVENT.size)
     _store(a, 0, R10, _HEADERS, udp + _UDP + 2)
-    a.op("mov", R1, R6)
-    a.op("mov", R2, udp + _UDP + 2)
-    a.op("mov", R3, R8)
-    a.op("mov", R4, R9)
-    a.op("mov", R5, 1)
-    a.call(Helper.SKB_STORE_BYTES)
-    a.load("w", R1, R6, _IFINDEX)
+    _store(a, udp + _UDP + 2, R8, 0, R9)
+    a.load("w", R1, R6, IFINDEX)
     a.op("mov", R2, 0)
     a.call(Helper.REDIRECT)
     a.exit()
@@ -157,26 +136,23 @@ def _check_headers(a: Assembler, layout: Layout, udp: int, *, is_ipv6: bool) -> 
     # (br_netfilter), and an answer from that port would be nobody's.
     outside, matched = a.fresh("outside"), a.fresh("ours")
     a.load("h", R0, R7, udp + 2)
-    a.load("w", R1, R6, _IFINDEX)
+    a.load("w", R1, R6, IFINDEX)
     a.jump("jne", R1, _LOOPBACK, outside)
     a.jump("jeq", R0, socket.htons(layout.port), matched)
     a.go("pass")
     a.label(outside)
     a.jump("jne", R0, socket.htons(layout.redirected or layout.port), "pass")
     a.label(matched)
-    a.load("b", R0, R7, _ETHERNET + (6 if is_ipv6 else 9))
+    a.load("b", R0, R7, ETHERNET + (6 if is_ipv6 else 9))
     a.jump("jne", R0, socket.IPPROTO_UDP, "pass")
     a.load("h", R9, R7, udp + 4)
     a.to_big(R9, 16)
     if is_ipv6:
-        a.load("h", R1, R7, _ETHERNET + 4)
+        a.load("h", R1, R7, ETHERNET + 4)
         a.to_big(R1, 16)
     else:
-        a.load("b", R0, R7, _ETHERNET)
-        a.jump("jne", R0, 0x45, "pass")
-        a.load("h", R0, R7, _ETHERNET + 6)
-        a.jump("jset", R0, socket.htons(0x3FFF), "pass")  # more fragments, or a later one
-        a.load("h", R1, R7, _ETHERNET + 2)
+        only_plain_ipv4(a)
+        a.load("h", R1, R7, ETHERNET + 2)
         a.to_big(R1, 16)
         a.op("sub", R1, 20)
     a.jump("jne", R1, R9, "pass")
@@ -187,11 +163,11 @@ def _check_headers(a: Assembler, layout: Layout, udp: int, *, is_ipv6: bool) -> 
 
 def _find_client(a: Assembler, maps: Maps, *, is_ipv6: bool) -> None:
     """By who asks and whom: view and number to the stack, and until when."""
-    first, words = (_ETHERNET + 8, 8) if is_ipv6 else (_ETHERNET + 12, 2)
+    first, words = (ETHERNET + 8, 8) if is_ipv6 else (ETHERNET + 12, 2)
     for number in range(words):
         a.load("w", R0, R7, first + 4 * number)
         a.store("w", R10, _CLIENT + 4 * number, R0)
-    _look_up(a, maps.clients6 if is_ipv6 else maps.clients4, _CLIENT)
+    look_up(a, maps.clients6 if is_ipv6 else maps.clients4, _CLIENT)
     a.jump("jeq", R0, 0, "pass")
     a.load("dw", R1, R0, 0)
     a.store("dw", R10, _UNTIL, R1)
@@ -280,16 +256,16 @@ def _write_headers(a: Assembler, udp: int, *, is_ipv6: bool) -> None:
     a.store("h", R10, _HEADERS + 12, R0)
     # r3: sum of both addresses and the protocol, the same there and back.
     a.op("mov", R3, socket.htons(socket.IPPROTO_UDP))
-    source, words = (_ETHERNET + 8, 4) if is_ipv6 else (_ETHERNET + 12, 1)
+    source, words = (ETHERNET + 8, 4) if is_ipv6 else (ETHERNET + 12, 1)
     for number in range(words):
         for there, back in ((0, words), (words, 0)):
             a.load("w", R0, R7, source + 4 * (there + number))
             a.store("w", R10, _HEADERS + source + 4 * (back + number), R0)
             a.op("add", R3, R0)
     if is_ipv6:
-        a.store("w", R10, _HEADERS + _ETHERNET, socket.htonl(0x6000_0000))
-        a.store("h", R10, _HEADERS + _ETHERNET + 4, R5)
-        a.store("h", R10, _HEADERS + _ETHERNET + 6, socket.htons(socket.IPPROTO_UDP << 8 | 64))
+        a.store("w", R10, _HEADERS + ETHERNET, socket.htonl(0x6000_0000))
+        a.store("h", R10, _HEADERS + ETHERNET + 4, R5)
+        a.store("h", R10, _HEADERS + ETHERNET + 6, socket.htons(socket.IPPROTO_UDP << 8 | 64))
     else:
         _write_ipv4(a)
     _write_udp(a, udp)
@@ -297,7 +273,7 @@ def _write_headers(a: Assembler, udp: int, *, is_ipv6: bool) -> None:
 
 def _write_ipv4(a: Assembler) -> None:
     """Version to protocol, with `don't fragment` and no id, and the header's checksum. r1: octets of the tail."""
-    at = _HEADERS + _ETHERNET
+    at = _HEADERS + ETHERNET
     a.op("mov", R0, R1)
     a.op("add", R0, 20 + _UDP + 2)
     a.to_big(R0, 16)
@@ -405,29 +381,13 @@ def _find_tail(a: Assembler, layout: Layout, maps: Maps) -> None:
     a.jump("jne", R1, R2, "pass")
 
 
-def _tell(a: Assembler, maps: Maps) -> None:
-    a.map(R1, maps.ring)
-    a.op("mov", R2, R10)
-    a.op("add", R2, _EVENT)
-    a.op("mov", R3, EVENT.size)
-    a.op("mov", R4, RB_NO_WAKEUP)
-    a.call(Helper.RINGBUF_OUTPUT)
-
-
-def _look_up(a: Assembler, fd: int, key: int) -> None:
-    """r0: the value of the key that lies at `key` on the stack, or 0."""
-    a.map(R1, fd)
-    a.op("mov", R2, R10)
-    a.op("add", R2, key)
-    a.call(Helper.MAP_LOOKUP_ELEM)
-
-
 def _store(a: Assembler, at: int, base: Register, offset: int, octets: int) -> None:
     """Over the packet's octets from `at` on."""
     a.op("mov", R1, R6)
     a.op("mov", R2, at)
     a.op("mov", R3, base)
-    a.op("add", R3, offset)
+    if offset:
+        a.op("add", R3, offset)
     a.op("mov", R4, octets)
     a.op("mov", R5, 1)
     a.call(Helper.SKB_STORE_BYTES)

@@ -19,7 +19,8 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Assembler, Register
-from bpf.kernel import RB_NO_WAKEUP, Helper
+from bpf.kernel import Helper
+from bpf.packet import ETHERNET, LEN, MARK, begin, by_family, look_up, now_ms, only_plain_ipv4, only_to_us, tell
 
 CLIENT_KEY: Final = Struct("=16s6sH")
 """Address (IPv4: four octets, then zeros), MAC, version of IP."""
@@ -33,8 +34,6 @@ HELLO_VALUE: Final = Struct("=I4x")
 """Number of the record's template."""
 EVENT: Final = Struct("=IIIHH")
 """Ms since boot (32 bits of it), client's number, template's number, source port, lower half of the sequence number."""
-CONTROL: Final = Struct("=Q")
-"""Until when (ms since boot) there is a worker behind this program."""
 MAX_HELLO: Final = 2048
 """Octets of a first packet's payload; a post-quantum hello has 1,900."""
 MIN_HELLO: Final = 48
@@ -51,12 +50,7 @@ SLOTS6, SLOT6 = 1 << 12, Struct("=16s16sII")
 """Connections whose first octet is awaited, and what is noted of each: addresses, ports as they stand in the packet,
 the number of that octet. By a hash of the first three; a later one takes the place of an earlier one."""
 
-# struct __sk_buff
-_LEN, _PKT_TYPE, _MARK, _PROTOCOL, _VLAN_PRESENT, _DATA, _DATA_END = 0, 4, 8, 16, 20, 76, 80
-_ETHERNET: Final = 14
 _FIN_SYN_RST_URG, _SYN, _ACK = 0x27, 0x02, 0x10
-_NEXT: Final = -1
-"""TCX_NEXT, to whoever is next."""
 _SPREAD: Final = 0x9E3779B97F4A7C15
 """2^64 by the golden ratio: Fibonacci hashing."""
 # The stack, below r10.
@@ -82,22 +76,15 @@ class Maps(NamedTuple):
     scratch: int
     """An array of one element for each processor."""
     control: int
-    """An array of one element."""
+    """An array of one element, 64 bits: until when (ms since boot) there is a worker behind this program."""
     ring: int
 
 
 def program(allow: int, mask: int, maps: Maps) -> bytes:
     """The octets to load. `allow`: what the marks' bits within `mask` become."""
     a = Assembler()
-    a.op("mov", R6, R1)
-    a.load("w", R7, R6, _DATA)
-    a.load("w", R8, R6, _DATA_END)
-    a.load("w", R0, R6, _PROTOCOL)
-    a.jump("jeq", R0, socket.htons(0x0800), "ipv4")
-    a.jump("jeq", R0, socket.htons(0x86DD), "ipv6")
-    a.label("pass")
-    a.op("mov", R0, _NEXT)
-    a.exit()
+    begin(a)
+    by_family(a)
     a.label("ipv4")
     _family(a, maps, is_ipv6=False)
     a.label("ipv6")
@@ -109,7 +96,7 @@ def program(allow: int, mask: int, maps: Maps) -> bytes:
 
 def _family(a: Assembler, maps: Maps, *, is_ipv6: bool) -> None:
     """From the headers to the keys of both tables; goes on at `known` with r9: octets of payload."""
-    tcp = _ETHERNET + (40 if is_ipv6 else 20)
+    tcp = ETHERNET + (40 if is_ipv6 else 20)
     _check_headers(a, tcp, is_ipv6=is_ipv6)
     # r9: octets of payload; r2: flags; r3: octets of the TCP header.
     a.op("mov", R4, R2)
@@ -142,7 +129,7 @@ def _family(a: Assembler, maps: Maps, *, is_ipv6: bool) -> None:
     a.jump("jgt", R9, MAX_HELLO, "pass")
     a.load("dw", R1, R10, _AT)
     a.op("add", R1, R9)
-    a.load("w", R2, R6, _LEN)
+    a.load("w", R2, R6, LEN)
     a.jump("jne", R1, R2, "pass")
     _write_keys(a, tcp, is_ipv6=is_ipv6)
     a.go("known")
@@ -174,21 +161,15 @@ def _check_headers(a: Assembler, tcp: int, *, is_ipv6: bool) -> None:
     a.op("mov", R1, R7)
     a.op("add", R1, tcp + 20)
     a.jump("jgt", R1, R8, "pass")
-    a.load("b", R0, R7, _ETHERNET + (6 if is_ipv6 else 9))
+    a.load("b", R0, R7, ETHERNET + (6 if is_ipv6 else 9))
     a.jump("jne", R0, socket.IPPROTO_TCP, "pass")
-    a.load("w", R0, R6, _PKT_TYPE)
-    a.jump("jne", R0, 0, "pass")
-    a.load("w", R0, R6, _VLAN_PRESENT)
-    a.jump("jne", R0, 0, "pass")
+    only_to_us(a)
     if is_ipv6:
-        a.load("h", R9, R7, _ETHERNET + 4)
+        a.load("h", R9, R7, ETHERNET + 4)
         a.to_big(R9, 16)
     else:
-        a.load("b", R0, R7, _ETHERNET)
-        a.jump("jne", R0, 0x45, "pass")
-        a.load("h", R0, R7, _ETHERNET + 6)
-        a.jump("jset", R0, socket.htons(0x3FFF), "pass")  # more fragments, or a later one
-        a.load("h", R9, R7, _ETHERNET + 2)
+        only_plain_ipv4(a)
+        a.load("h", R9, R7, ETHERNET + 2)
         a.to_big(R9, 16)
         a.jump("jlt", R9, 20, "pass")
         a.op("sub", R9, 20)
@@ -203,7 +184,7 @@ def _check_headers(a: Assembler, tcp: int, *, is_ipv6: bool) -> None:
 
 def _addresses(*, is_ipv6: bool) -> list[tuple[int, int]]:
     """Where the addresses' words stand: in the packet, in the slot."""
-    first, words = (_ETHERNET + 8, 8) if is_ipv6 else (_ETHERNET + 12, 2)
+    first, words = (ETHERNET + 8, 8) if is_ipv6 else (ETHERNET + 12, 2)
     return [(first + 4 * number, 4 * number) for number in range(words)]
 
 
@@ -218,13 +199,13 @@ def _find_slot(a: Assembler, maps: Maps, tcp: int, *, is_ipv6: bool) -> None:
     a.op("mul", R1, R2)
     a.op("rsh", R1, 64 - ((SLOTS6 if is_ipv6 else SLOTS4) - 1).bit_length())
     a.store("w", R10, _ZERO, R1)
-    _look_up(a, maps.slots6 if is_ipv6 else maps.slots4, _ZERO)
+    look_up(a, maps.slots6 if is_ipv6 else maps.slots4, _ZERO)
     a.jump("jeq", R0, 0, "pass")
 
 
 def _write_keys(a: Assembler, tcp: int, *, is_ipv6: bool) -> None:
     """Whose it is and where it goes: all of the keys but view, name and what the hello says."""
-    first, words = (_ETHERNET + 8, 4) if is_ipv6 else (_ETHERNET + 12, 1)
+    first, words = (ETHERNET + 8, 4) if is_ipv6 else (ETHERNET + 12, 1)
     for number in range(4):
         for start, at in ((first, _CLIENT), (first + 4 * words, _HELLO + 8)):
             if number < words:
@@ -251,7 +232,7 @@ def _let_through(a: Assembler, allow: int, mask: int, maps: Maps) -> None:
     """r6: the packet, r9: octets of payload; the keys, and where the payload begins, on the stack."""
     _find_client(a, maps)
     a.store("dw", R10, _ZERO, 0)
-    _look_up(a, maps.scratch, _ZERO)
+    look_up(a, maps.scratch, _ZERO)
     a.jump("jeq", R0, 0, "pass")
     a.op("mov", R8, R0)
     a.op("mov", R1, R6)
@@ -274,31 +255,24 @@ def _let_through(a: Assembler, allow: int, mask: int, maps: Maps) -> None:
     a.op("mov", R4, R9)
     a.call(Helper.SKB_LOAD_BYTES)
     a.jump("jne", R0, 0, "pass")
-    _look_up(a, maps.hellos, _HELLO)
+    look_up(a, maps.hellos, _HELLO)
     a.jump("jeq", R0, 0, "pass")
     a.load("w", R1, R0, 0)
     a.store("w", R10, _EVENT + 8, R1)
-    a.map(R1, maps.ring)
-    a.op("mov", R2, R10)
-    a.op("add", R2, _EVENT)
-    a.op("mov", R3, EVENT.size)
-    a.op("mov", R4, RB_NO_WAKEUP)
-    a.call(Helper.RINGBUF_OUTPUT)
-    a.jump("jne", R0, 0, "pass")
-    a.load("w", R0, R6, _MARK)
+    tell(a, maps.ring, _EVENT, EVENT.size)
+    a.load("w", R0, R6, MARK)
     a.op("and", R0, ~mask & 0xFFFFFFFF, bits=32)
     a.op("or", R0, allow, bits=32)
-    a.store("w", R6, _MARK, R0)
+    a.store("w", R6, MARK, R0)
     a.go("pass")
 
 
 def _find_client(a: Assembler, maps: Maps) -> None:
     """View and number to the stack, if they still hold and a worker is there."""
-    _look_up(a, maps.clients, _CLIENT)
+    look_up(a, maps.clients, _CLIENT)
     a.jump("jeq", R0, 0, "pass")
     a.op("mov", R7, R0)
-    a.call(Helper.KTIME_GET_BOOT_NS)
-    a.op("div", R0, 1_000_000)
+    now_ms(a)
     a.load("dw", R1, R7, 0)
     a.jump("jle", R1, R0, "pass")
     a.map_value(R1, maps.control)
@@ -427,11 +401,3 @@ def _load_pair_at(a: Assembler, target: Register, base: Register, offset: int) -
     a.load("b", R3, base, offset + 1)
     a.op("lsh", target, 8)
     a.op("or", target, R3)
-
-
-def _look_up(a: Assembler, fd: int, key: int) -> None:
-    """r0: the value of the key that lies at `key` on the stack, or 0."""
-    a.map(R1, fd)
-    a.op("mov", R2, R10)
-    a.op("add", R2, key)
-    a.call(Helper.MAP_LOOKUP_ELEM)
