@@ -11,7 +11,7 @@ import errno
 import os
 from enum import IntEnum
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 _CALLS: Final = {
     # machine, size of a pointer. From the kernel's unistd.h and syscall tables.
@@ -35,6 +35,8 @@ _CALLS: Final = {
 _LICENSE: Final = b"GPL"
 """Told to the kernel, which lends some of its functions to such programs only."""
 _LOG_BYTES: Final = 1 << 20
+_ROOM: Final = 1 << 12
+"""For a packet that a program was tried with; a page, as the kernel takes none that is longer."""
 
 
 class MapType(IntEnum):
@@ -43,7 +45,6 @@ class MapType(IntEnum):
     HASH = 1
     ARRAY = 2
     PERCPU_ARRAY = 6
-    LRU_HASH = 9
     RINGBUF = 27
 
 
@@ -51,14 +52,10 @@ class Helper(IntEnum):
     """enum bpf_func_id, what our programs call."""
 
     MAP_LOOKUP_ELEM = 1
-    MAP_UPDATE_ELEM = 2
-    MAP_DELETE_ELEM = 3
     SKB_STORE_BYTES = 9
     REDIRECT = 23
     SKB_LOAD_BYTES = 26
-    CSUM_DIFF = 28
     SKB_CHANGE_TAIL = 38
-    SKB_PULL_DATA = 39
     KTIME_GET_BOOT_NS = 125
     RINGBUF_OUTPUT = 130
 
@@ -66,10 +63,8 @@ class Helper(IntEnum):
 NO_PREALLOC: Final = 1 << 0
 MMAPABLE: Final = 1 << 10
 RB_NO_WAKEUP: Final = 1
-ANY: Final = 0
-NOEXIST: Final = 1
 
-_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _PROG_LOAD, _PROG_TEST_RUN, _LINK_CREATE = 0, 1, 2, 3, 5, 10, 28
+_MAP_CREATE, _UPDATE, _DELETE, _PROG_LOAD, _PROG_TEST_RUN, _LINK_CREATE = 0, 2, 3, 5, 10, 28
 _UPDATE_BATCH, _DELETE_BATCH = 26, 27
 _SCHED_CLS: Final = 3
 _TCX_INGRESS: Final = 46
@@ -87,6 +82,16 @@ _SKB: Final = Struct("=12I148x")
 
 class KernelError(OSError):
     """The kernel refused; says what."""
+
+
+class Tried(NamedTuple):
+    """What a program has said to a packet, and made of it."""
+
+    result: int
+    packet: bytes
+    mark: int
+    taken_ns: int
+    """The mean of all times."""
 
 
 class Kernel:
@@ -128,34 +133,22 @@ class Kernel:
         """A link: what comes in by this interface (index) is shown to the program, until the link is closed."""
         return self._call(_LINK_CREATE, _LINK.pack(program, interface, _TCX_INGRESS, 0, 0, 0), "link")
 
-    def try_program(self, program: int, packet: bytes, mark: int = 0, times: int = 1) -> tuple[int, int, int]:
-        """Show it a packet, Ethernet header first, that comes from nowhere. Gives what it returns (signed), the mark
-        that the packet has then, and ns that it took (of so many `times`, the mean)."""
-        held = ctypes.create_string_buffer(packet, len(packet))
+    def try_program(self, program: int, packet: bytes, mark: int = 0, times: int = 1) -> Tried:
+        """Show it a packet, Ethernet header first, that comes from nowhere; so many `times`."""
+        held, left = ctypes.create_string_buffer(packet, len(packet)), ctypes.create_string_buffer(_ROOM)
         context = ctypes.create_string_buffer(_SKB.pack(0, 0, mark, *[0] * 9), _SKB.size)
-        at = ctypes.addressof(held), ctypes.addressof(context)
-        wanted = _TEST_RUN.pack(program, 0, len(packet), 0, at[0], 0, times, 0, _SKB.size, _SKB.size, at[1], at[1])
+        data, out, at = map(ctypes.addressof, (held, left, context))
+        wanted = _TEST_RUN.pack(program, 0, len(packet), _ROOM, data, out, times, 0, _SKB.size, _SKB.size, at, at)
         attributes = ctypes.create_string_buffer(wanted, len(wanted))
         if self._syscall(self._number, _PROG_TEST_RUN, attributes, len(attributes)) < 0:
             raise self._error("test run")
-        _, result, _, _, _, _, _, taken_ns, *_ = _TEST_RUN.unpack(attributes.raw)
-        return (result ^ 1 << 31) - (1 << 31), _SKB.unpack(context.raw)[2], taken_ns
+        _, result, _, octets, _, _, _, taken_ns, *_ = _TEST_RUN.unpack(attributes.raw)
+        signed = (result ^ 1 << 31) - (1 << 31)
+        return Tried(signed, left.raw[:octets], _SKB.unpack(context.raw)[2], taken_ns)
 
     def update(self, fd: int, key: bytes, value: bytes) -> None:
         """Put one."""
         self._element(_UPDATE, fd, key, value)
-
-    def lookup(self, fd: int, key: bytes, size: int) -> bytes | None:
-        """The value of `size` octets; None: there is none."""
-        held, found = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(size)
-        attributes = _ELEMENT.pack(fd, ctypes.addressof(held), ctypes.addressof(found), 0)
-        try:
-            self._call(_LOOKUP, attributes, "lookup")
-        except KernelError as error:
-            if error.errno == errno.ENOENT:
-                return None
-            raise
-        return found.raw
 
     def delete(self, fd: int, key: bytes) -> None:
         """Take one away, if it is there."""
@@ -167,29 +160,23 @@ class Kernel:
 
     def update_many(self, fd: int, keys: bytes, values: bytes, number: int) -> int:
         """Put so many, all in one call. Gives how many there was room for."""
-        held, other = ctypes.c_char_p(keys), ctypes.c_char_p(values)
-        at = [ctypes.cast(each, ctypes.c_void_p).value or 0 for each in (held, other)]
-        attributes = ctypes.create_string_buffer(_BATCH.pack(0, 0, *at, number, fd, 0, 0), _BATCH.size)
-        result = self._syscall(self._number, _UPDATE_BATCH, attributes, _BATCH.size)
-        if result < 0 and ctypes.get_errno() not in (errno.E2BIG, errno.ENOMEM):
-            raise self._error("elements")
-        return int(_BATCH.unpack_from(attributes)[4])
+        return self._many(_UPDATE_BATCH, fd, keys, values, number, (errno.E2BIG, errno.ENOMEM))
 
     def delete_many(self, fd: int, keys: bytes, number: int) -> int:
         """Take so many away, all in one call, up to the first that is not there. Gives how many that were."""
-        held = ctypes.create_string_buffer(keys, max(len(keys), 1))
-        attributes = ctypes.create_string_buffer(
-            _BATCH.pack(0, 0, ctypes.addressof(held), 0, number, fd, 0, 0), _BATCH.size
-        )
-        result = self._syscall(self._number, _DELETE_BATCH, attributes, _BATCH.size)
-        if result < 0 and ctypes.get_errno() != errno.ENOENT:
-            raise self._error("elements")
-        return int(_BATCH.unpack_from(attributes)[4])
+        return self._many(_DELETE_BATCH, fd, keys, b"", number, (errno.ENOENT,))
 
     def _element(self, command: int, fd: int, key: bytes, value: bytes) -> None:
-        held, other = ctypes.c_char_p(key), ctypes.c_char_p(value or None)
-        at = [ctypes.cast(each, ctypes.c_void_p).value or 0 for each in (held, other)]
-        self._call(command, _ELEMENT.pack(fd, *at, ANY), "element")
+        self._call(command, _ELEMENT.pack(fd, _address(key), _address(value), 0), "element")
+
+    def _many(self, command: int, fd: int, keys: bytes, values: bytes, number: int, ends: tuple[int, ...]) -> int:
+        """Gives how many were done until the last, or until an error among `ends`."""
+        wanted = _BATCH.pack(0, 0, _address(keys), _address(values), number, fd, 0, 0)
+        attributes = ctypes.create_string_buffer(wanted, len(wanted))
+        result = self._syscall(self._number, command, attributes, len(attributes))
+        if result < 0 and ctypes.get_errno() not in ends:
+            raise self._error("elements")
+        return int(_BATCH.unpack_from(attributes)[4])
 
     def _call(self, command: int, attributes: bytes, what: str) -> int:
         # The kernel takes shorter attributes than its own, and longer ones if the rest is zero.
@@ -204,3 +191,8 @@ class Kernel:
     def _error(what: str) -> KernelError:
         number = ctypes.get_errno()
         return KernelError(number, f"bpf: {what}: {os.strerror(number)}")
+
+
+def _address(data: bytes) -> int:
+    """Where octets lie, for as long as somebody holds them; 0 for none."""
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0 if data else 0

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import mmap
 import threading
+import time
 from typing import Final
 
 from bpf.kernel import Kernel, MapType
 
-_HEAD: Final = 8
+HEAD: Final = 8
 """Octets before each record: its length with two flags, and where the ring's own page lies."""
 _BUSY: Final = 1 << 31
-_DISCARD: Final = 1 << 30
 
 
 class Ring:
@@ -41,7 +41,7 @@ class Ring:
         end = self._written_to[0]
         with self._barrier:  # what the kernel wrote before it moved its position is seen after this
             pass
-        step = _HEAD + self._record
+        step = HEAD + self._record
         number = min((end - start) // step, most)
         at = start & (self._size - 1)
         found = self._data[at : at + number * step]
@@ -56,3 +56,15 @@ class Ring:
         """So many octets of what `read` gave may be written over."""
         with self._barrier:
             self._read_to[0] += octets
+
+
+def boottime_ms() -> int:
+    """What programs tell the time by."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def whole_ms(low: list[int], now_ms: int) -> list[int]:
+    """Times of which 32 bits are known, that they are past at `now_ms`, and that they are not long past."""
+    if now_ms < 1 << 32:
+        return low
+    return [now_ms - (now_ms - each & 0xFFFFFFFF) for each in low]

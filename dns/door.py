@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from struct import Struct, error
 from typing import Final, NamedTuple, Protocol
 
+from bpf.interface import index_of
 from dns.hot import HotCache
 from dns.outside import Poller
 from dns.proxy import Peer, Reply
@@ -96,7 +97,7 @@ class Admission:
         now = self._clock()
         if now >= self._look_at:
             self._look_at = now + LAN_S
-            self._indexes = frozenset(filter(None, map(_index, ("lo", *self._names))))
+            self._indexes = frozenset(filter(None, map(index_of, ("lo", *self._names))))
             if interface in self._indexes:
                 return True
         self.counters["strangers"] += 1
@@ -365,10 +366,3 @@ def packed_address(is_ipv6: bool, text: str) -> bytes:
     if is_ipv6:
         return socket.inet_pton(socket.AF_INET6, text.partition("%")[0])  # link-local comes with its interface
     return socket.inet_aton(text)
-
-
-def _index(name: str) -> int:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        return 0

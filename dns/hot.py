@@ -338,12 +338,12 @@ class HotCache:
             if not has_room():
                 self.takes = False
                 break
-            at_ms, numbers, places = kernel.given(now)
+            at_ms, numbers, places = kernel.given()
             if not numbers:
                 break
             self.gives = True
             count_of = Counter(numbers)
-            clients = list(map(kernel.client, count_of))
+            clients = list(map(kernel.clients.name, count_of))
             self._charge(Counter(dict(zip(clients, count_of.values(), strict=True))), now)
             who = list(map(_numbered(count_of).__getitem__, numbers))
             times = [(ms, sum(1 for _ in run)) for ms, run in groupby(at_ms)]

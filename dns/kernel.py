@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import mmap
 import os
-import socket
-import sys
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from bpf.interface import Links
 from bpf.kernel import MMAPABLE, NO_PREALLOC, Kernel, KernelError, MapType
-from bpf.ring import Ring
+from bpf.numbers import Numbers
+from bpf.ring import HEAD, Ring, boottime_ms, whole_ms
 from dns.classifier import ANSWER, ANSWER_KEY, CLIENT_VALUE, EVENT, MAX_TAIL, Layout, Maps, program
 
 CLIENT_S: Final = 10
@@ -33,11 +32,8 @@ RING: Final = 1 << 20
 """Octets: 43,000 look-ups. A full ring is no loss: what finds no room takes the usual way."""
 MAX_GIVEN: Final = 2048
 """Look-ups read at once: their records fit one frame."""
-_SIOCGIFHWADDR: Final = 0x8927
-"""linux/sockios.h; a struct ifreq, netdevice(7)."""
-_ETHERNET_TYPES: Final = (1, 772)
-"""ARPHRD_ETHER and ARPHRD_LOOPBACK, linux/if_arp.h: both have an Ethernet header."""
 
+_EVENT_BYTES: Final = HEAD + EVENT.size
 
 Ready = tuple[int, int, int, int, int]
 """An answer to be given inside the kernel: hash of the question, group, end of its truth (s), place of its tail in the
@@ -62,22 +58,15 @@ class KernelAnswers:
         self.counters: Final = {"kernel": 0, "kernel_ready": 0, "kernel_full": 0, "kernel_interfaces": 0}
         self.port: Final = port
         self.arena_bytes: Final = arena_bytes
-        self.clients: dict[int, bytes] = {}
-        """By number; none is used twice."""
-        self._old_clients: dict[int, bytes] = {}
-        """For what had been given to those who were numbered before."""
-        self._last_number = 0
+        self.clients: Final[Numbers[bytes]] = Numbers()
         self._interfaces: Final = tuple(dict.fromkeys(interfaces))
         self._kernel = kernel = Kernel()
-        self._links: dict[int, int] = {}
-        self._numbers: dict[bytes, int] = {}
         self._until: dict[bytes, float] = {}
         """Client -> when it has to come all the way again."""
         self._keys: dict[bytes, set[tuple[int, bytes]]] = {}
         """Client -> the tables it stands in, and the keys: by whom it asked."""
-        self._views: dict[int, int] = {}
-        """Group -> view; another one under each policy."""
-        self._last_view = 0
+        self._views: Numbers[int] = Numbers()
+        """Of groups; others under each policy."""
         key = python_hash_key()
         size = arena_bytes + MAX_TAIL  # a tail at the very end must not look to the verifier as if it ran over
         most = max(64, arena_bytes // MIN_ANSWER)
@@ -92,31 +81,22 @@ class KernelAnswers:
         self._found = memoryview(b"")
         maps = Maps(self._clients4, self._clients6, self._answers, self._arena_map, self._ring.fd)
         self._program = -1
+        self._links = Links(kernel)
         try:
             self._program = kernel.load(program(Layout(port, redirected, size, key), maps), "gh_dns")
-            self._attach()
+            self._links.stand_at(self._program, self._interfaces)
         except OSError:  # before Linux 6.6: programs, but no tcx
             self.close()
             raise
+        self.counters["kernel_interfaces"] = len(self._links)
 
     def is_missing(self) -> bool:
         """Is there an interface that we ought to stand at and do not?"""
-        return any(
-            (index := _index(name)) and index not in self._links and _is_ethernet(name) for name in self._interfaces
-        )
-
-    def _attach(self) -> None:
-        for name in self._interfaces:
-            index = _index(name)
-            if index and _is_ethernet(name):
-                self._links[index] = self._kernel.attach(self._program, index)
-        self.counters["kernel_interfaces"] = len(self._links)
+        return self._links.is_missing(self._interfaces)
 
     def close(self) -> None:
         """Answer nothing any more."""
-        for fd in self._links.values():
-            os.close(fd)
-        self._links.clear()
+        self._links.close()
         for fd in (self._program, self._arena_map, self._answers, self._clients4, self._clients6, self._ring.fd):
             if fd >= 0:
                 os.close(fd)
@@ -127,17 +107,11 @@ class KernelAnswers:
 
     def admit(self, client: bytes, asked: bytes, group: int, now: float) -> None:
         """A question of `client` has come to a socket, at our address `asked`; its group's answers are its own."""
-        number = self._numbers.get(client)
-        if number is None:
-            if len(self.clients) >= 2 * MAX_CLIENTS:  # of months of made-up IPv6 addresses, mostly
-                self.dismiss_all()
-                self._old_clients, self.clients = self.clients, {}
-                self._numbers.clear()
-            self._last_number += 1
-            number = self._numbers[client] = self._last_number
-            self.clients[number] = client
+        if client not in self.clients and len(self.clients) >= 2 * MAX_CLIENTS:  # months of made-up IPv6 addresses
+            self.dismiss_all()
+            self.clients.start_anew()
         table = self._clients4 if len(client) == 4 else self._clients6
-        value = CLIENT_VALUE.pack(int((now + CLIENT_S) * 1000), self._view(group), number)
+        value = CLIENT_VALUE.pack(int((now + CLIENT_S) * 1000), self._views.of(group), self.clients.of(client))
         try:
             self._kernel.update(table, client + asked, value)
         except KernelError:  # no room: a client more who goes all the way each time
@@ -145,10 +119,6 @@ class KernelAnswers:
         else:
             self._keys.setdefault(client, set()).add((table, client + asked))
         self._until[client] = now + CLIENT_S / 2
-
-    def client(self, number: int) -> bytes:
-        """Whose number it is, or was."""
-        return self.clients.get(number) or self._old_clients[number]
 
     def dismiss(self, client: bytes) -> None:
         """No longer."""
@@ -163,14 +133,14 @@ class KernelAnswers:
 
     def end_views(self) -> None:
         """Nothing that is ready is found any more."""
-        self._views.clear()
+        self._views.start_anew()
 
     def put(self, answers: Iterable[Ready]) -> None:
         """Make answers ready, as far as there is room. Those whose tail is too long are left out."""
         keys, values = [], []
         for key, group, until_s, place, length in answers:
             if length <= MAX_TAIL:
-                keys.append(ANSWER_KEY.pack(key, self._view(group)))
+                keys.append(ANSWER_KEY.pack(key, self._views.of(group)))
                 total = ones_complement_sum(self.arena[place : place + length])
                 values.append(ANSWER.pack(until_s * 1000, place, length, total))
         if keys:
@@ -180,27 +150,19 @@ class KernelAnswers:
 
     def forget(self, key: int, group: int) -> None:
         """Take one away, if it is there."""
-        self._kernel.delete(self._answers, ANSWER_KEY.pack(key, self._view(group)))
+        self._kernel.delete(self._answers, ANSWER_KEY.pack(key, self._views.of(group)))
 
-    def given(self, now: float) -> Given:
+    def given(self) -> Given:
         """What has been answered since `done`, MAX_GIVEN at most. Their records must be there until `done`."""
         self._found = found = self._ring.read(MAX_GIVEN)
         words = found.cast("I")
-        step = 2 + EVENT.size // 4
-        low = words[2::step].tolist()
-        return Given(_whole(low, int(now * 1000)), words[3::step].tolist(), words[4::step].tolist())
+        low, who, places = (words[at :: _EVENT_BYTES // 4].tolist() for at in (2, 3, 4))
+        return Given(whole_ms(low, boottime_ms()), who, places)
 
     def done(self) -> None:
         """What `given` gave last is on record."""
-        self.counters["kernel"] += len(self._found) // (8 + EVENT.size)
+        self.counters["kernel"] += len(self._found) // _EVENT_BYTES
         self._ring.release(len(self._found))
-
-    def _view(self, group: int) -> int:
-        view = self._views.get(group)
-        if view is None:
-            self._last_view += 1
-            view = self._views[group] = self._last_view
-        return view
 
 
 def ones_complement_sum(data: bytes) -> int:
@@ -249,31 +211,6 @@ def siphash13(key: tuple[int, int], data: bytes) -> int:
 
 def _rotated(value: int, bits: int) -> int:
     return (value << bits | value >> (64 - bits)) & _M
-
-
-def _whole(low: list[int], now_ms: int) -> list[int]:
-    """Times of which 32 bits are known, and that they are not long past."""
-    if now_ms + 1000 < 1 << 32:
-        return low
-    latest = now_ms + 1000  # the kernel has gone on since we looked at the clock
-    return [latest - (latest - each & 0xFFFFFFFF) for each in low]
-
-
-def _index(name: str) -> int:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        return 0
-
-
-def _is_ethernet(name: str) -> bool:
-    request = name.encode()[:15].ljust(40, b"\0")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            found = fcntl.ioctl(sock, _SIOCGIFHWADDR, request)
-        except OSError:
-            return False
-    return int.from_bytes(found[16:18], sys.byteorder) in _ETHERNET_TYPES
 
 
 _M: Final = (1 << 64) - 1

@@ -8,17 +8,15 @@ record that the queue's way would have made.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
-import socket
-import sys
-import time
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from bpf.interface import Links
 from bpf.kernel import MMAPABLE, NO_PREALLOC, Kernel, KernelError, MapType
-from bpf.ring import Ring
+from bpf.numbers import Numbers
+from bpf.ring import HEAD, Ring, boottime_ms, whole_ms
 from nfq.classifier import (
     CLIENT_KEY,
     CLIENT_VALUE,
@@ -48,11 +46,7 @@ RING: Final = 1 << 18
 MAX_READ: Final = 4096
 MAX_LOST: Final = 3
 """Of the one in each look that is asked about. By chance it happens once in 65,536 port pairs used again in seconds."""
-_SIOCGIFHWADDR: Final = 0x8927
-"""linux/sockios.h; a struct ifreq, netdevice(7)."""
-_ETHERNET_TYPES: Final = (1, 772)
-"""ARPHRD_ETHER and ARPHRD_LOOPBACK, linux/if_arp.h: both have an Ethernet header."""
-_STEP: Final = 2 + EVENT.size // 4
+_STEP: Final = (HEAD + EVENT.size) // 4
 
 
 class Passed(NamedTuple):
@@ -86,10 +80,11 @@ class Early:
         }
         self.kernel: Final = Kernel()
         kernel = self.kernel
-        self._links: dict[int, int] = {}
-        self._views: dict[int, int] = {}
-        """Group -> view."""
-        self._last_view = self._last_number = 0
+        self._links = Links(kernel)
+        self._views: Numbers[int] = Numbers()
+        """Of groups."""
+        self._clients: Numbers[bytes] = Numbers()
+        self._last_template = 0
         """Counted on for ever. A template's number is twice that, and one more if the hello has ECH."""
         self._keys: dict[bytes, int] = {}
         """Of the table of hellos -> the template's number."""
@@ -97,11 +92,7 @@ class Early:
         """Hellos to be put into the table at the next look, all at once: template, is there ECH."""
         self._used: set[int] = set()
         """Numbers of templates by which something has passed since there was no more room."""
-        self._number_of: dict[bytes, int] = {}
-        """Client -> its number."""
-        self._clients: dict[int, bytes] = {}
         self._templates: dict[int, bytes] = {}
-        self._old_clients: dict[int, bytes] = {}
         self._old_templates: dict[int, bytes] = {}
         """For what a processor was about to write when everything was forgotten."""
         self._left: list[Passed] = []
@@ -133,11 +124,7 @@ class Early:
         """
         if self._is_over:
             return
-        indexes = {index for name in interfaces if (index := _index(name)) and _is_ethernet(name)}
-        for index in self._links.keys() - indexes:
-            os.close(self._links.pop(index))
-        for index in indexes - self._links.keys():
-            self._links[index] = self.kernel.attach(self.program, index)
+        self._links.stand_at(self.program, interfaces)
         self.counters["early_interfaces"] = len(self._links)
 
     def look(self, interfaces: Iterable[str]) -> None:
@@ -158,9 +145,7 @@ class Early:
         """Let nothing pass any more, for good. What has passed may still be taken."""
         self._is_over = True
         self.counters["early_interfaces"] = 0
-        for fd in self._links.values():
-            os.close(fd)
-        self._links.clear()
+        self._links.close()
 
     def close(self) -> None:
         self.stop()
@@ -172,16 +157,12 @@ class Early:
     def admit(self, client: bytes, group: int, until_ms: int) -> None:
         """A connection of `client` (address and MAC) was let through by the queue: until then its group's names are
         its own."""
-        number = self._number_of.get(client)
-        if number is None:
+        if client not in self._clients:
             if len(client) not in (10, 22):  # no MAC was seen: it cannot be told from others
                 return
-            if len(self._number_of) >= MAX_CLIENTS:
+            if len(self._clients) >= MAX_CLIENTS:
                 self.forget()
-            number = self._last_number = self._last_number + 1
-            self._number_of[client] = number
-            self._clients[number] = client
-        value = CLIENT_VALUE.pack(until_ms, self._view(group), number)
+        value = CLIENT_VALUE.pack(until_ms, self._views.of(group), self._clients.of(client))
         try:
             self.kernel.update(self._client_map, _client_key(client), value)
         except KernelError:  # no room: a client more who goes by the queue each time
@@ -189,14 +170,14 @@ class Early:
 
     def dismiss(self, client: bytes) -> None:
         """It is known no longer."""
-        if client in self._number_of:
+        if client in self._clients:
             self.kernel.delete(self._client_map, _client_key(client))
 
     def allow(self, group: int, name: bytes, dst: bytes, dport: int, has_ech: bool, template: bytes) -> None:
         """Connections of this group's to there under this name may pass, with this record."""
         if len(name) > MAX_NAME:
             return
-        key = HELLO_KEY.pack(self._view(group), dport, len(name), has_ech, dst, name)
+        key = HELLO_KEY.pack(self._views.of(group), dport, len(name), has_ech, dst, name)
         if key not in self._keys and key not in self._waiting and len(self._waiting) < MAX_HELLOS // 8:
             self._waiting[key] = template, has_ech
 
@@ -204,8 +185,8 @@ class Early:
         waiting, self._waiting = self._waiting, {}
         if len(self._keys) + len(waiting) > MAX_HELLOS:
             self._make_room()
-        numbers = range(self._last_number + 1, self._last_number + 1 + len(waiting))
-        self._last_number += len(waiting)
+        numbers = range(self._last_template + 1, self._last_template + 1 + len(waiting))
+        self._last_template += len(waiting)
         numbered = {key: 2 * number + ech for number, (key, (_, ech)) in zip(numbers, waiting.items(), strict=True)}
         # Known here before it is there: something may pass by it at once.
         self._templates.update(zip(numbered.values(), (template for template, _ in waiting.values()), strict=True))
@@ -222,16 +203,15 @@ class Early:
 
     def forget(self) -> None:
         """Another policy or another hour: nobody and nothing is known any more, from now on."""
-        if not self._number_of and not self._keys and not self._waiting:
+        if not self._clients and not self._keys and not self._waiting:
             return
         self._until[0] = 0
-        for client in self._number_of:
+        for client in self._clients:
             self.kernel.delete(self._client_map, _client_key(client))
-        self._old_clients, self._clients = self._clients, {}
-        self._number_of.clear()
+        self._clients.start_anew()
         self._waiting.clear()
         self._take_out(list(self._keys))
-        self._views.clear()
+        self._views.start_anew()
 
     def _make_room(self) -> None:
         gone = [key for key, number in self._keys.items() if number not in self._used]
@@ -264,14 +244,14 @@ class Early:
             return NONE_PASSED
         words = found.cast("I")
         low, who, which = (words[at::_STEP].tolist() for at in (2, 3, 4))
-        times = _whole(low, time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000)
+        times = whole_ms(low, boottime_ms())
         ports = found.cast("H")[10 :: 2 * _STEP].tolist()
         half = found.cast("H")[11]
         self._ring.release(len(found))
         self.counters["early"] += len(ports)
         self._used.update(which)
         try:
-            clients = list(map(self._clients.__getitem__, who))
+            clients = list(map(self._clients.named.__getitem__, who))
             templates = list(map(self._templates.__getitem__, which))
         except KeyError:
             return self._read_old(times, who, which, ports)
@@ -280,7 +260,7 @@ class Early:
 
     def _read_old(self, times: list[int], who: list[int], which: list[int], ports: list[int]) -> Passed:
         """Among them are some from before everything was forgotten."""
-        clients, templates = {**self._old_clients, **self._clients}, {**self._old_templates, **self._templates}
+        clients, templates = {**self._clients.before, **self._clients.named}, {**self._old_templates, **self._templates}
         known = [at for at in range(len(who)) if who[at] in clients and which[at] in templates]
         self.counters["early_unknown"] += len(who) - len(known)
         return _ordered(
@@ -290,13 +270,6 @@ class Early:
             [times[at] for at in known],
             sum(which[at] & 1 for at in known),
         )
-
-    def _view(self, group: int) -> int:
-        view = self._views.get(group)
-        if view is None:
-            self._last_view += 1
-            view = self._views[group] = self._last_view
-        return view
 
 
 def open_early(allow: int, mask: int, interfaces: Iterable[str]) -> Early | None:
@@ -311,13 +284,6 @@ def open_early(allow: int, mask: int, interfaces: Iterable[str]) -> Early | None
         early.close()
         return None
     return early
-
-
-def _whole(low: list[int], now_ms: int) -> list[int]:
-    """Times of which 32 bits are known, and that they are not long past."""
-    if now_ms < 1 << 32:
-        return low
-    return [now_ms - (now_ms - each & 0xFFFFFFFF) for each in low]
 
 
 def _ordered(templates: list[bytes], clients: list[bytes], ports: list[int], times: list[int], unsure: int) -> Passed:
@@ -337,20 +303,3 @@ def _ordered(templates: list[bytes], clients: list[bytes], ports: list[int], tim
 def _client_key(client: bytes) -> bytes:
     size = len(client) - 6
     return CLIENT_KEY.pack(client[:size], client[size:], 4 if size == 4 else 6)
-
-
-def _index(name: str) -> int:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        return 0
-
-
-def _is_ethernet(name: str) -> bool:
-    request = name.encode()[:15].ljust(40, b"\0")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            found = fcntl.ioctl(sock, _SIOCGIFHWADDR, request)
-        except OSError:
-            return False
-    return int.from_bytes(found[16:18], sys.byteorder) in _ETHERNET_TYPES

@@ -4,7 +4,6 @@ The program is run on packets by the kernel itself (bpf(2), BPF_PROG_TEST_RUN), 
 loopback. Needs Linux 6.6 and root.
 """
 
-import ctypes
 import os
 import random
 import signal
@@ -46,19 +45,10 @@ def now_s():
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def run(answers_, packet, room=2048):
+def run(answers_, packet):
     """What the program says to a packet that comes in, and what has become of it."""
-    data = ctypes.create_string_buffer(packet, len(packet))
-    out = ctypes.create_string_buffer(room)
-    attributes = ctypes.create_string_buffer(
-        struct.pack("=IIIIQQII", answers_._program, 0, len(packet), room, *map(ctypes.addressof, (data, out)), 1, 0),
-        128,
-    )
-    result = answers_._kernel._syscall(answers_._kernel._number, 10, attributes, 128)
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    fields = struct.unpack_from("=IiIIQQII", attributes)
-    return fields[1], out.raw[: fields[3]]
+    tried = answers_._kernel.try_program(answers_._program, packet)
+    return tried.result, tried.packet
 
 
 def checksum(data):
@@ -145,7 +135,7 @@ def test_clients_without_end_are_numbered_anew_and_none_is_mistaken_for_another(
     last = struct.pack("!I", 0x0B000000 + 8999)
     assert run(kernel.answers, packet(b"ID" + QUESTION))[0] == NEXT, "it has to come all the way again"
     assert run(kernel.answers, packet(b"ID" + QUESTION, source=last))[0] == REDIRECT
-    assert [kernel.answers.client(number) for number in kernel.answers.given(now_s()).who] == [CLIENT, last]
+    assert [kernel.answers.clients.name(number) for number in kernel.answers.given().who] == [CLIENT, last]
     assert len(kernel.answers.clients) < 9000
 
 
@@ -157,12 +147,12 @@ def test_an_answer_goes_back_the_way_the_question_came_and_is_in_the_ring(kernel
     verdict, frame = run(kernel.answers, packet(b"\x12\x34" + QUESTION, client, here, partial=partial))
     assert verdict == REDIRECT
     assert taken_apart(frame) == (here, client, (PORT, 40000), b"\x12\x34" + TAIL, "partial" if partial else "true")
-    found = kernel.answers.given(now_s())
-    assert [kernel.answers.client(number) for number in found.who] == [client]
+    found = kernel.answers.given()
+    assert [kernel.answers.clients.name(number) for number in found.who] == [client]
     assert found.places == [place]
     assert int(before * 1000) <= found.at_ms[0] <= now_s() * 1000
     kernel.answers.done()
-    assert not kernel.answers.given(now_s()).who
+    assert not kernel.answers.given().who
 
 
 def test_every_length_of_question_and_answer(kernel):
@@ -203,7 +193,7 @@ def test_what_is_not_quite_it_goes_its_way(kernel):
     }
     for name, frame in others.items():
         assert run(kernel.answers, frame) == (NEXT, frame), name
-    assert len(kernel.answers.given(now_s()).who) == 1
+    assert len(kernel.answers.given().who) == 1
 
 
 def test_what_has_ended_is_not_given(kernel):
@@ -241,7 +231,7 @@ def test_a_full_ring_lets_questions_go_their_way_whole(kernel):
     assert verdict == NEXT
     assert left[: len(frame)] == frame, "behind what its headers say may be anything"
     total = 0
-    while found := kernel.answers.given(now_s()).who:
+    while found := kernel.answers.given().who:
         total += len(found)
         kernel.answers.done()
     assert total == given_
@@ -270,7 +260,7 @@ def test_whatever_comes_in_nothing_but_that_question_is_answered(data):
         verdict, left = run(kernel.answers, changed)
     except OSError:  # the kernel takes no such frame: it would not come in either
         return
-    kernel.answers.given(now_s())
+    kernel.answers.given()
     kernel.answers.done()
     if verdict == NEXT:
         assert left == changed
