@@ -79,11 +79,11 @@ def _kernel_answers(config: Config) -> KernelAnswers | None:
     """What answers repeated questions inside the kernel. Made while we still have the privileges that it takes."""
     if not config.dns.kernel:
         return None
-    from dns.hot import PARTS, part_bytes
+    from dns.hot import arena_bytes
     from dns.kernel import KernelAnswers
 
     redirected = 53 if config.main.firewall != "none" and config.dns.port != 53 else 0
-    arena = PARTS * part_bytes(config.dns.hot_bytes)
+    arena = arena_bytes(config.dns.hot_bytes)
     try:
         return KernelAnswers(config.dns.port, redirected, arena, ("lo", *config.main.lan))
     except OSError as error:

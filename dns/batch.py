@@ -95,17 +95,18 @@ class BatchDoor:
                 return
             now = self._clock()
             self.counters["batches"] += 1
+            who = self._who[number].unpack_from(self._in.names)
             if number == 1:
-                self._serve_one(now)
+                self._serve_one(now, who)
             else:
-                self._serve(number, now)
+                self._serve(number, now, who)
+            self._knock(who, now)
             if number < BATCH or now - started > MAX_TURN_S:
                 return
 
-    def _serve_one(self, now: float) -> None:
+    def _serve_one(self, now: float, who: tuple[bytes, ...]) -> None:
         """As `_serve`, without columns: where little is asked, most batches are one datagram."""
         hot = self._hot
-        who = self._who[1].unpack_from(self._in.names)
         length = self._in_sizes[0]
         entry = hot.clients.get(who[0], hot.nothing)(hash(self._in.data[2:length])) or _NO_ENTRY
         address, octets, deadline = ENTRY.unpack(entry)
@@ -116,12 +117,9 @@ class BatchDoor:
         words[2], words[3] = address, octets
         self._hand_to_kernel(self._out.at_headers, 1)
         hot.note(entry, who, now)
-        if hot.kernel is not None:
-            self._knock(who, now)
 
-    def _serve(self, number: int, now: float) -> None:
+    def _serve(self, number: int, now: float, who: tuple[bytes, ...]) -> None:
         hot = self._hot
-        who = self._who[number].unpack_from(self._in.names)
         data = self._in.data
         lengths = self._in_sizes[:number].tolist()
         ends = map(add, self._starts, lengths)
@@ -137,8 +135,6 @@ class BatchDoor:
         if min(deadlines) >= now:
             self._send(words, number, self._out.at_headers, number)
             hot.note(together, who, now)
-            if hot.kernel is not None:
-                self._knock(who, now)
         else:
             late = [i for i, deadline in enumerate(deadlines) if deadline < now]
             self._serve_mixed(number, now, who, lengths, entries, late)
@@ -146,7 +142,8 @@ class BatchDoor:
     def _knock(self, who: tuple[bytes, ...], now: float) -> None:
         """The firewall has let these in: the kernel may answer them for a while."""
         kernel = self._hot.kernel
-        assert kernel is not None
+        if kernel is None:
+            return
         for client in {*who}:
             if not kernel.is_admitted(client, now):
                 at = who.index(client) * self._in.control_size + self._asked_at
@@ -195,8 +192,6 @@ class BatchDoor:
         elif len(unnoted) < number:
             noted = _without(entries, unnoted)
             hot.note(b"".join(noted), _without(list(who), unnoted), now)
-        if hot.kernel is not None:
-            self._knock(who, now)
 
     def _ask_core(self, slot: int, client: bytes, data: bytes, key: bytes, now: float) -> bytes | None:
         """The slow path of one query. Gives an entry to answer with now; None: not now, or never."""

@@ -18,7 +18,7 @@ import mmap
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import compress, count, groupby
 from operator import add
 from struct import Struct, calcsize
@@ -87,9 +87,9 @@ def _nothing(_: int) -> bytes | None:
     return None
 
 
-def part_bytes(max_bytes: int) -> int:
-    """Of the arena; as much again is for what the entries cost outside of it."""
-    return (max_bytes // 2 // PARTS) & ~7
+def arena_bytes(max_bytes: int) -> int:
+    """Whole parts of it; as much again is for what the entries cost outside of it."""
+    return (max_bytes // 2 // PARTS & ~7) * PARTS
 
 
 class HotCache:
@@ -109,11 +109,10 @@ class HotCache:
         self._put_folded = put_folded
         self._limiter = limiter
         self._max_bytes = max_bytes
-        self._part_bytes = part_bytes(max_bytes)
         # The kernel's has another size if settings have changed since it was made.
-        self._arena = mmap.mmap(-1, PARTS * self._part_bytes) if kernel is None else kernel.arena
-        if kernel is not None:
-            self._part_bytes = part_bytes(2 * kernel.arena_bytes)
+        size = arena_bytes(max_bytes) if kernel is None else kernel.arena_bytes
+        self._part_bytes = size // PARTS
+        self._arena = mmap.mmap(-1, size) if kernel is None else kernel.arena
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._arena))
         self._tables: dict[int, dict[int, bytes]] = {}
         self._gets: dict[int, Get] = {}
@@ -289,15 +288,20 @@ class HotCache:
         self._is_full = False
         self.counters["evictions"] += 1
         self._now, self._withdrawn = following, -1
-        low = self._now * self._part_bytes
-        first, last = self._base + low, self._base + low + self._part_bytes
-        part, self._parts[self._now] = self._parts[self._now], _Part(low)
+        for key, group, _ in self._entries_of(self._now):
+            del self._tables[group][key]
+        self._parts[self._now] = _Part(self._now * self._part_bytes)
+
+    def _entries_of(self, number: int) -> Iterator[tuple[int, int, bytes]]:
+        """What is kept in a part of the arena: hash of the question, group, entry."""
+        first = self._base + number * self._part_bytes
+        last = first + self._part_bytes
+        part = self._parts[number]
         for key, group in zip(part.keys, part.groups, strict=True):
-            table = self._tables[group]
-            entry = table.get(key)
+            entry = self._tables[group].get(key)
             # It may have been put anew since, in another part.
             if entry is not None and first <= int.from_bytes(entry[:_WORD], _ORDER) < last:
-                del table[key]
+                yield key, group, entry
 
     def hand_over(self, now: float) -> None:
         """Put everything on record: what was noted, and what the kernel has answered."""
@@ -316,11 +320,11 @@ class HotCache:
         who = list(map(_numbered(queries_of).__getitem__, clients))
         words = memoryview(b"".join(noted)).cast("L")
         ends = list(map(add, words[0::WORDS].tolist(), words[1::WORDS].tolist()))
-        self._record(self._records(dict.fromkeys(ends)), ends, times, list(queries_of), who)
+        self._record(_read_records(self._arena, self._base, dict.fromkeys(ends)), ends, times, list(queries_of), who)
         if self.kernel is not None:
             self._make_ready(self.kernel, words)
 
-    def _charge(self, queries_of: Counter[bytes], now: float) -> None:
+    def _charge(self, queries_of: Mapping[bytes, int], now: float) -> None:
         for client, queries in queries_of.items():
             if not self._limiter.charge(client, queries, now):
                 self.dismiss(client)
@@ -344,7 +348,7 @@ class HotCache:
             self.gives = True
             count_of = Counter(numbers)
             clients = list(map(kernel.clients.name, count_of))
-            self._charge(Counter(dict(zip(clients, count_of.values(), strict=True))), now)
+            self._charge(dict(zip(clients, count_of.values(), strict=True)), now)
             who = list(map(_numbered(count_of).__getitem__, numbers))
             times = [(ms, sum(1 for _ in run)) for ms, run in groupby(at_ms)]
             self._record(_read_records(kernel.arena, 0, dict.fromkeys(places)), places, times, clients, who)
@@ -364,12 +368,8 @@ class HotCache:
 
     def _withdraw(self, number: int) -> None:
         """The kernel shall answer nothing any more from this part of the arena."""
-        low = number * self._part_bytes
-        part = self._parts[number]
-        for key, group in zip(part.keys, part.groups, strict=True):
-            entry = self._tables.get(group, {}).get(key)
-            if entry is not None and 0 <= ENTRY.unpack(entry)[0] - self._base - low < self._part_bytes:
-                self._forget(key, group, entry)
+        for key, group, entry in self._entries_of(number):
+            self._forget(key, group, entry)
 
     def _forget(self, key: int, group: int, entry: bytes) -> None:
         """The same for one answer."""
@@ -377,9 +377,6 @@ class HotCache:
         if self.kernel is not None and _WORD32.unpack_from(self._arena, at)[0]:
             _WORD32.pack_into(self._arena, at, 0)
             self.kernel.forget(key, group)
-
-    def _records(self, ends: Iterable[int]) -> tuple[dict[int, bytes], dict[int, bytes]]:
-        return _read_records(self._arena, self._base, ends)
 
     def _record(
         self,

@@ -34,6 +34,7 @@ import time
 from pathlib import Path
 
 from tests.bench import _dns_peers as peers
+from tests.bench.machine import busy_s
 from tests.bench.table import Row, median, write
 
 RATE = 5000
@@ -82,12 +83,6 @@ def number(output: str, what: str) -> int:
     if found is None:
         raise RuntimeError(f"dnsperf said no {what!r}: {output[-500:]}")
     return int(float(found[1]))
-
-
-def busy_s() -> float:
-    """CPU seconds of the whole machine so far, interrupts and all: what is not idle. To 10 ms."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
 def saturate(load: Load, contender: peers.Contender, seconds: int, file: str = "mix") -> dict[str, float]:

@@ -52,6 +52,7 @@ from pathlib import Path
 
 from nfq import aes, quic, rules, tls
 from tests.bench._nfq_turns import Turns
+from tests.bench.machine import busy_s
 from tests.bench.table import BUILD, Row, median, write
 from tests.lab.lab import ROOT, Lab
 
@@ -212,13 +213,6 @@ def others_s() -> float:
         if fields[1] not in ("0", "2"):
             total += int(fields[11]) + int(fields[12])
     return total / TICKS_S
-
-
-def busy_s() -> float:
-    """Seconds on all processors that were not idle, interrupts and stolen time included."""
-    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    user, nice, system, _idle, _waiting, hard, soft, stolen = map(int, fields)
-    return (user + nice + system + hard + soft + stolen) / TICKS_S
 
 
 def cpu_s(pids: list[int]) -> float:

@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "dns")]
 
 from policy_of_test import DictDecider  # noqa: E402
 
-from dns.hot import PARTS, part_bytes  # noqa: E402
+from dns.hot import arena_bytes  # noqa: E402
 from dns.kernel import KernelAnswers  # noqa: E402
 from dns.worker import run  # noqa: E402
 from policy.config import DnsConfig  # noqa: E402
@@ -84,6 +84,6 @@ if __name__ == "__main__":
 
     kernel = None
     if settings.kernel:
-        kernel = KernelAnswers(settings.port, 0, PARTS * part_bytes(settings.hot_bytes), ("lo",))
+        kernel = KernelAnswers(settings.port, 0, arena_bytes(settings.hot_bytes), ("lo",))
     run(settings, decider, FileLink(spec["events"], spec["events"] + ".commands"), lan=tuple(spec.get("lan", ())),
         settings_source=lambda: load(path)[0], kernel=kernel)  # fmt: skip
