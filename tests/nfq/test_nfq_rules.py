@@ -7,6 +7,7 @@ is checked by nft's own parser.
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -229,6 +230,27 @@ MARKER = {
 SAID = {Mark.ALLOW: "200", Mark.BLOCK: "reset", Mark.PAGE: "timeout"}
 
 
+@contextmanager
+def marker(lab: Lab, backend: str, chain: str, hook: str) -> Iterator[None]:
+    """Our rules are in force, and there is somebody else's chain (iptables has one already)."""
+    if backend == "nft":
+        assert lab.run("router", "nft -f -", input=without_queue(rules.nft(OPEN))).returncode == 0
+        table = f"table ip marker {{\nchain {chain} {{ {hook}; }}\n}}\n"
+        assert lab.run("router", "nft -f -", input=table).returncode == 0
+    else:
+        drive(lab, "firewall.apply()")
+    yield
+    if backend == "nft":
+        lab.run("router", "nft delete table ip marker", check=True)
+    drive(lab, "firewall._backend = firewall._choose(); firewall.remove()", backend=backend)
+
+
+def marks(lab: Lab, port: int) -> list[int]:
+    """Conntrack's, of the connections from this port."""
+    listed = lab.run("router", f"conntrack -L -p tcp --orig-port-src {port}").stdout
+    return [int(found) for found in re.findall(r"\bmark=(\d+)", listed)]
+
+
 @pytest.mark.parametrize("backend", ["iptables", "nft"])
 def test_the_mark_that_comes_back_is_kept_with_the_flow_and_acted_upon(lab: Lab, backend: str) -> None:
     def ask(port: int) -> str:
@@ -236,31 +258,18 @@ def test_the_mark_that_comes_back_is_kept_with_the_flow_and_acted_upon(lab: Lab,
         result = lab.run("pupil1", f"curl -s -o /dev/null -w %{{http_code}} --max-time 1 --local-port {port} {url}")
         return {56: "reset", 28: "timeout"}.get(result.returncode, result.stdout)
 
-    def marks(port: int) -> list[int]:
-        listed = lab.run("router", f"conntrack -L -p tcp --orig-port-src {port}").stdout
-        return [int(found) for found in re.findall(r"\bmark=(\d+)", listed)]
-
-    prepare = "firewall._backend = firewall._choose()"
-    if backend == "nft":
-        assert lab.run("router", "nft -f -", input=without_queue(rules.nft(OPEN))).returncode == 0
-        chain = "chain forward { type filter hook forward priority mangle - 1; }"
-        assert lab.run("router", "nft -f -", input=f"table ip marker {{\n{chain}\n}}\n").returncode == 0
-    else:
-        drive(lab, "firewall.apply()")
     lowest = OPEN.mask & -OPEN.mask
-    for turn, (mark, said) in enumerate(SAID.items()):
-        put = MARKER[backend].format(mark=mark * lowest)
-        lab.run("router", put, check=True)
-        port = 30_000 + turn + (10 if backend == "nft" else 0)
-        assert ask(port) == said, mark.name
-        assert marks(port) == [mark * lowest], mark.name
-        if backend == "nft":
-            lab.run("router", "nft flush chain ip marker forward", check=True)
-        else:
-            lab.run("router", "iptables -t mangle -D FORWARD 1", check=True)
-    if backend == "nft":
-        lab.run("router", "nft delete table ip marker", check=True)
-    drive(lab, f"{prepare}; firewall.remove()", backend=backend)
+    with marker(lab, backend, "forward", "type filter hook forward priority mangle - 1"):
+        for turn, (mark, said) in enumerate(SAID.items()):
+            put = MARKER[backend].format(mark=mark * lowest)
+            lab.run("router", put, check=True)
+            port = 30_000 + turn + (10 if backend == "nft" else 0)
+            assert ask(port) == said, mark.name
+            assert marks(lab, port) == [mark * lowest], mark.name
+            if backend == "nft":
+                lab.run("router", "nft flush chain ip marker forward", check=True)
+            else:
+                lab.run("router", "iptables -t mangle -D FORWARD 1", check=True)
 
 
 EARLY = {
@@ -280,27 +289,18 @@ def test_what_comes_with_a_verdict_is_not_queued_and_its_mark_is_kept(lab: Lab, 
         pattern = r"counter packets (\d+)" if backend == "nft" else r"\[(\d+):\d+\] -A GH-ASK [^\n]*NFQUEUE"
         return sum(int(found) for found in re.findall(pattern, listed))
 
-    if backend == "nft":
-        assert lab.run("router", "nft -f -", input=without_queue(rules.nft(OPEN))).returncode == 0
-        chain = "chain early { type filter hook prerouting priority raw; }"
-        assert lab.run("router", "nft -f -", input=f"table ip marker {{\n{chain}\n}}\n").returncode == 0
-    else:
-        drive(lab, "firewall.apply()")
     allow = int(Mark.ALLOW) * (OPEN.mask & -OPEN.mask)
-    for turn, mark in enumerate((0, allow, allow | 0x00FF0001)):
-        before = offered()
-        lab.run("router", EARLY[backend].format(mark=mark), check=True)
-        port = 31_000 + turn + (10 if backend == "nft" else 0)
-        words = f"curl -s -o /dev/null -w %{{http_code}} --max-time 2 --local-port {port} http://198.51.100.20/"
-        assert lab.run("pupil1", words).stdout == "200"
-        # With nobody on the queue the flow stays undecided, and each of its packets with data is offered.
-        assert (offered() == before) is (mark != 0)
-        listed = lab.run("router", f"conntrack -L -p tcp --orig-port-src {port}").stdout
-        assert re.findall(r"\bmark=(\d+)", listed) == [str(mark & OPEN.mask)]
-        if backend == "nft":
-            lab.run("router", "nft flush chain ip marker early", check=True)
-        else:
-            lab.run("router", "iptables -t mangle -D PREROUTING 1", check=True)
-    if backend == "nft":
-        lab.run("router", "nft delete table ip marker", check=True)
-    drive(lab, "firewall._backend = firewall._choose(); firewall.remove()", backend=backend)
+    with marker(lab, backend, "early", "type filter hook prerouting priority raw"):
+        for turn, mark in enumerate((0, allow, allow | 0x00FF0001)):
+            before = offered()
+            lab.run("router", EARLY[backend].format(mark=mark), check=True)
+            port = 31_000 + turn + (10 if backend == "nft" else 0)
+            words = f"curl -s -o /dev/null -w %{{http_code}} --max-time 2 --local-port {port} http://198.51.100.20/"
+            assert lab.run("pupil1", words).stdout == "200"
+            # With nobody on the queue the flow stays undecided, and each of its packets with data is offered.
+            assert (offered() == before) is (mark != 0)
+            assert marks(lab, port) == [mark & OPEN.mask]
+            if backend == "nft":
+                lab.run("router", "nft flush chain ip marker early", check=True)
+            else:
+                lab.run("router", "iptables -t mangle -D PREROUTING 1", check=True)
