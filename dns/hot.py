@@ -119,17 +119,11 @@ class HotCache:
         """The look-ups in them: one object a group, so that those of a batch are seen to be one."""
         self._group_of: dict[Get, int] = {}
         self.kernel: Final = kernel
-        self._withdrawn = -1
-        """The part that the kernel answers nothing from any more, and when it may be written over."""
-        self._writable_at = 0.0
         self.takes = True
         """Was there room for what the kernel has answered?"""
         self.gives = False
         """Did the kernel have something to tell the last time?"""
-        self._parts = [_Part(number * self._part_bytes) for number in range(PARTS)]
-        self._now = 0
-        """The part that is being filled."""
-        self._is_full = False
+        self._begin()
         self._noted: list[bytes] = []
         """Entries, those of a batch in one piece; and who was answered from each."""
         self._clients: list[bytes] = []
@@ -170,11 +164,11 @@ class HotCache:
         if self.kernel is not None:
             self.kernel.dismiss(client)
 
-    def clear(self) -> None:
+    def clear(self, now: float) -> None:
         """Forget all answers and clients: another policy."""
         if self.kernel is not None:
             self.kernel.dismiss_all()
-        self.hand_over(0.0)
+        self.hand_over(now)
         if self.kernel is not None:
             for number in range(PARTS):
                 self._withdraw(number)
@@ -183,8 +177,19 @@ class HotCache:
         self._gets.clear()
         self._group_of.clear()
         self.clients.clear()
+        if self.kernel is not None:
+            self.kernel.writable_at = now + TURN_S
+        self._begin()
+
+    def _begin(self) -> None:
+        """An empty arena."""
         self._parts = [_Part(number * self._part_bytes) for number in range(PARTS)]
-        self._now, self._is_full = 0, False
+        # With a kernel that reads in it: as if the last part were full and the first just withdrawn.
+        self._is_full = self.kernel is not None
+        self._now, self._withdrawn = (PARTS - 1, 0) if self._is_full else (0, -1)
+        """The part that is being filled; the part that the kernel answers nothing from any more."""
+        self._writable_at = 0.0 if self.kernel is None else self.kernel.writable_at
+        """When that may be written over."""
 
     def put(self, key: bytes, reply: Reply, hot: Hot) -> bytes | None:
         """Keep an answer. Gives its entry; None: there is no room before `tidy`."""
@@ -193,7 +198,8 @@ class HotCache:
         size = (_META.size + len(tail) + _RECORD.size + len(record) + 15) & ~7
         part = self._parts[self._now]
         start = part.end
-        if start + size > (self._now + 1) * self._part_bytes or PER_ENTRY * (len(part.keys) + 1) > self._part_bytes:
+        end = (self._now + 1) * self._part_bytes
+        if self._is_full or start + size > end or PER_ENTRY * (len(part.keys) + 1) > self._part_bytes:
             self._is_full = True
             return None
         part.end = start + size
@@ -286,7 +292,7 @@ class HotCache:
             return
         self.hand_over(now)
         self._is_full = False
-        self.counters["evictions"] += 1
+        self.counters["evictions"] += bool(self._parts[following].keys)
         self._now, self._withdrawn = following, -1
         for key, group, _ in self._entries_of(self._now):
             del self._tables[group][key]

@@ -78,6 +78,9 @@ class KernelAnswers:
         self._ring = Ring(kernel, RING, EVENT.size, name="gh_given")
         self.arena: Final = mmap.mmap(self._arena_map, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         """For the hot cache to write in: `arena_bytes`, and a rest that stays empty."""
+        self.writable_at = 0.0
+        """From when on: until then a processor may be amid an answer that was there before, for this hot cache or the
+        one before it."""
         self._found = memoryview(b"")
         maps = Maps(self._clients4, self._clients6, self._answers, self._arena_map, self._ring.fd)
         self._program = -1

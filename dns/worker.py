@@ -73,9 +73,9 @@ def run(
     Raises: ConfigError if nothing can be listened on; GatehouseError from the sources, at the start.
     """
     with _signals() as (reader, seen):
-        decider = decider_source()
+        # The loop alone holds the decider: one that has been replaced must go, with the image that it maps.
+        loop = _Loop(settings, decider_source(), link, lan, wall_s, reader, seen, kernel)
         while True:
-            loop = _Loop(settings, decider, link, lan, wall_s, reader, seen, kernel)
             try:
                 end = loop.serve(decider_source, settings_source)
             finally:
@@ -85,7 +85,7 @@ def run(
                 if kernel is not None:
                     kernel.close()
                 return
-            settings, decider = loop.next_settings, loop.decider
+            loop = _Loop(loop.next_settings, loop.decider, link, lan, wall_s, reader, seen, kernel)
 
 
 @contextmanager
@@ -326,7 +326,7 @@ class _Loop:
             return False
         self.decider = decider
         self.proxy.set_decider(decider)
-        self._hot.clear()
+        self._hot.clear(now())
         self.next_settings = settings
         return settings != self.settings
 

@@ -258,7 +258,7 @@ def test_each_client_of_a_batch_gets_the_answer_of_its_own_group(door):
     teacher = socket.inet_aton("127.0.0.2")
     policy = {"block": {"evil.example": ["list:ads"]}, "groups": [{"group": "all"}, {"group": "staff"}], "free": [1]}
     bench.proxy.set_decider(DictDecider({**policy, "clients": {"127.0.0.2": 1}}))
-    bench.hot.clear()
+    bench.hot.clear(0.0)
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as pupil,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as staff,

@@ -422,6 +422,31 @@ def test_an_answer_is_withdrawn_before_its_memory_is_written_over():
     kernel.close()
 
 
+def test_at_a_reload_too_memory_is_written_over_a_turn_later():
+    """What a processor was amid of just then goes on record a moment later, under its own name."""
+    kernel = KernelAnswers(PORT, 0, 128 << 10, ())
+    bench = Bench(hot_bytes=256 << 10, kernel=kernel)
+    now = now_s()
+    question = query("before.example.org")
+    bench.ask_twice(question, now)
+    bench.ask(question, now)
+    bench.hot.knock(CLIENT, HERE4, now)
+    bench.hot.hand_over(now)
+    assert run(kernel, packet(b"ID" + question[2:]))[0] == REDIRECT
+    bench.hot.clear(now)
+    before = bytes(kernel.arena)
+    assert run(kernel, packet(b"ID" + question[2:]))[0] == NEXT
+    other = query("after.example.org")
+    bench.ask_twice(other, now + 0.01)
+    assert not bench.ask(other, now + 0.04)[1]
+    assert bytes(kernel.arena) == before
+    assert [event.name for event in bench.records(now + 0.04)].count("before.example.org") == 4
+    bench.ask(other, now + 0.06)
+    assert bench.ask(other, now + 0.06)[1], "and then it is kept as before"
+    assert bytes(kernel.arena) != before
+    kernel.close()
+
+
 def test_without_leave_the_worker_goes_on_without(monkeypatch):
     monkeypatch.setattr("dns.kernel.python_hash_key", lambda: (_ for _ in ()).throw(KernelError(38, "bpf: no")))
     with pytest.raises(OSError, match="bpf: no"):

@@ -149,6 +149,9 @@ def test_a_new_list_is_in_force_after_reload_and_after_sighup(lab: Lab) -> None:
         lists.write_text("casino.example\n")
     lab.kill("launch", signal.SIGHUP)
     wait_until("198.51.100.20")
+    for name in ("dns/0", "nfq/0"):
+        mapped = Path(f"/proc/{lab.processes()[name]}/maps").read_text()
+        assert mapped.count("policy.gp") == 1, f"{name} keeps the images that were replaced, too:\n{mapped}"
 
 
 def test_a_mistake_in_the_configuration_is_told_and_changes_nothing(lab: Lab) -> None:
