@@ -96,10 +96,8 @@ def _open_early(config: Config) -> Early | None:
     if not config.nfq.early:
         return None
     from nfq.early import open_early
-    from nfq.mark import Mark
 
-    mask = config.nfq.mark_mask
-    return open_early(int(Mark.ALLOW) * (mask & -mask), mask, config.main.lan)
+    return open_early(config.nfq.mark_mask, config.main.lan)
 
 
 def _sieve(config: Config) -> Capture | None:

@@ -4,9 +4,11 @@ It stands where packets come in from the LAN (tc ingress), before conntrack and 
 connection's first octet when the SYN goes by. If that octet then comes first of all, in a packet with one whole TLS
 record with one whole ClientHello, from a client who is known, to an address and a port where this client's group was
 let through under this very name, the packet goes on record in the ring and gets the mark of a verdict: the rules then
-do with it as with a packet that has come back from the queue. Whatever else it sees it leaves as it is.
-Rule: what is marked is on record first, and only what `nfq.tls.parse` would read alike is marked; every doubt takes the
-usual way. A ClientHello here must be exact to the octet, where the parser forgives what servers forgive.
+do with it as with a packet that has come back from the queue. A TCP segment without data gets a mark by which the rules
+need not ask what it is, for four of five packets of a short connection are such. Whatever else it sees it leaves as it
+is.
+Rule: what gets a verdict's mark is on record first, and only what `nfq.tls.parse` would read alike gets it; every doubt
+takes the usual way. A ClientHello here must be exact to the octet, where the parser forgives what servers forgive.
 
 The layouts here are the contract with `nfq.early`: all of this machine's byte order, ports in host order.
 Sources: include/uapi/linux/bpf.h (struct __sk_buff); RFC 791, 8200, 9293; RFC 8446 4.1.2 and 5.1, RFC 6066 3.
@@ -80,8 +82,8 @@ class Maps(NamedTuple):
     ring: int
 
 
-def program(allow: int, mask: int, maps: Maps) -> bytes:
-    """The octets to load. `allow`: what the marks' bits within `mask` become."""
+def program(allow: int, bare: int, mask: int, maps: Maps) -> bytes:
+    """The octets to load. `allow`, `bare`: what the marks' bits within `mask` become."""
     a = Assembler()
     begin(a)
     by_family(a)
@@ -91,6 +93,8 @@ def program(allow: int, mask: int, maps: Maps) -> bytes:
     _family(a, maps, is_ipv6=True)
     a.label("known")
     _let_through(a, allow, mask, maps)
+    a.label("bare")
+    _mark(a, bare, mask)
     return a.code()
 
 
@@ -103,7 +107,7 @@ def _family(a: Assembler, maps: Maps, *, is_ipv6: bool) -> None:
     a.op("and", R4, _SYN)
     syn = a.fresh("syn")
     a.jump("jne", R4, 0, syn)
-    a.jump("jeq", R9, 0, "pass")
+    a.jump("jeq", R9, 0, "bare")
     a.op("add", R3, tcp)
     a.store("dw", R10, _AT, R3)
     a.store("dw", R10, _SEQUENCE, R2)  # flags, for the moment
@@ -148,11 +152,12 @@ def _family(a: Assembler, maps: Maps, *, is_ipv6: bool) -> None:
         a.store("w", R0, place, R1)
     a.load("w", R1, R7, tcp)
     a.load("dw", R2, R10, _SEQUENCE)
-    whole = a.fresh("whole")
-    a.jump("jeq", R2, 0, whole)
-    a.op("mov", R1, 0)  # with data (RFC 7413): nothing is awaited
-    a.label(whole)
+    with_data = a.fresh("with_data")
+    a.jump("jne", R2, 0, with_data)
     a.store("w", R0, slot.size - 8, R1)
+    a.go("bare")
+    a.label(with_data)  # RFC 7413: nothing is awaited
+    a.store("w", R0, slot.size - 8, 0)
     a.go("pass")
 
 
@@ -260,9 +265,13 @@ def _let_through(a: Assembler, allow: int, mask: int, maps: Maps) -> None:
     a.load("w", R1, R0, 0)
     a.store("w", R10, _EVENT + 8, R1)
     tell(a, maps.ring, _EVENT, EVENT.size)
+    _mark(a, allow, mask)
+
+
+def _mark(a: Assembler, value: int, mask: int) -> None:
     a.load("w", R0, R6, MARK)
     a.op("and", R0, ~mask & 0xFFFFFFFF, bits=32)
-    a.op("or", R0, allow, bits=32)
+    a.op("or", R0, value, bits=32)
     a.store("w", R6, MARK, R0)
     a.go("pass")
 

@@ -33,6 +33,7 @@ from nfq.classifier import (
     program,
 )
 from nfq.fold import Row
+from nfq.mark import Mark
 
 CLIENT_S: Final = 10
 """So long after one of a client's connections came by the queue others of its pass before it."""
@@ -68,8 +69,8 @@ NONE_PASSED: Final = Passed([], [], [], [], 0)
 class Early:
     """One worker's. Raises: KernelError at the start, where the kernel has or allows nothing of this."""
 
-    def __init__(self, allow: int, mask: int) -> None:
-        """`allow`: the mark of a verdict, within `mask`."""
+    def __init__(self, mask: int) -> None:
+        """`mask`: where in a packet's mark ours stands."""
         self.counters: Final = {
             "early": 0,
             "early_interfaces": 0,
@@ -115,7 +116,8 @@ class Early:
             self._slots4, self._slots6, self._client_map, self._hello_map, self._scratch, self._control_map,
             self._ring.fd,
         )  # fmt: skip
-        self.program: Final = kernel.load(program(allow, mask, maps), "gh_tls")
+        allow, bare = (int(mark) * (mask & -mask) for mark in (Mark.ALLOW, Mark.BARE))
+        self.program: Final = kernel.load(program(allow, bare, mask, maps), "gh_tls")
 
     def attach(self, interfaces: Iterable[str]) -> None:
         """Stand at these interfaces, those that there are and that carry Ethernet, and at no others.
@@ -272,10 +274,10 @@ class Early:
         )
 
 
-def open_early(allow: int, mask: int, interfaces: Iterable[str]) -> Early | None:
+def open_early(mask: int, interfaces: Iterable[str]) -> Early | None:
     """None where the kernel has or allows nothing of this; then all connections go by the queue."""
     try:
-        early = Early(allow, mask)
+        early = Early(mask)
     except (OSError, ValueError):  # a KernelError mostly; or there is no memory to map
         return None
     try:

@@ -17,3 +17,5 @@ class Mark(IntEnum):
     """On our own answers, which belong to no connection that conntrack knows."""
     REFUSED = 5
     """On packets of a device that is not admitted (`nfq.admission`); never in the conntrack mark."""
+    BARE = 8
+    """On TCP segments without data, which nothing can be learnt from (`nfq.early`); never in the conntrack mark."""

@@ -8,7 +8,8 @@ What the rules do, in the order a packet meets them:
     as packet mark is written into the conntrack mark (the first one wins); port 853 is refused; blocked flows are
     rejected.
 Every packet that is forwarded pays for the rules it is shown, so chains are trees: two questions to a packet from the
-WAN, and what is asked of few packets stands where only they come by.
+WAN, and what is asked of few packets stands where only they come by. Where `nfq.early` stands at the LAN, segments
+without data come with a mark and are asked nothing more in mangle, but a SYN whether it goes to a listed address.
 """
 
 from __future__ import annotations
@@ -69,11 +70,16 @@ class Plan(NamedTuple):
     admission: Admission | None = None
     """None: whoever is on the LAN may pass."""
     early: bool = False
-    """Packets may come with the mark of a verdict already: `nfq.early`."""
+    """Packets may come marked already, with a verdict or as bare segments: `nfq.early`."""
 
     def mark(self, mark: Mark) -> str:
         """`value/mask`, as both back-ends write it."""
         return f"{int(mark) * (self.mask & -self.mask):#x}/{self.mask:#x}"
+
+    @property
+    def verdicts(self) -> int:
+        """The bits in which a verdict differs from no verdict; Mark.BARE is outside of them."""
+        return (self.mask & -self.mask) * (int(Mark.BARE) - 1)
 
     @property
     def stopped(self) -> str:
@@ -103,6 +109,7 @@ CHAINS: Final = (
     ("nat", "GH-NAT"),
     ("mangle", "GH-QUEUE"),
     ("mangle", "GH-FIRST"),
+    ("mangle", "GH-BARE"),
     ("mangle", "GH-ASK"),
     ("mangle", ADMIT_CHAIN),
     ("mangle", REFUSE),
@@ -151,8 +158,9 @@ def iptables(plan: Plan, family: int) -> str:
                 lines.append(
                     f"-A GH-DNS -i {lan} -p {protocol} --dport 53 {lease}-j REDIRECT --to-ports {plan.dns_port}"
                 )
-    lines += ["COMMIT", "*mangle", ":GH-QUEUE - [0:0]", ":GH-FIRST - [0:0]", ":GH-ASK - [0:0]"]
+    lines += ["COMMIT", "*mangle", *(f":GH-{name} - [0:0]" for name in ("QUEUE", "FIRST", "BARE", "ASK"))]
     lines += _iptables_admission(plan, lease)
+    lines += [f"-A GH-QUEUE -m mark --mark {plan.mark(Mark.BARE)} -g GH-BARE"] if plan.early and plan.queues else []
     lines += (
         [] if not plan.queues else [f"-A GH-QUEUE -i {lan} -m connmark --mark 0/{mask} -j GH-FIRST" for lan in plan.lan]
     )
@@ -160,7 +168,11 @@ def iptables(plan: Plan, family: int) -> str:
     if not plan.closed:
         lines.append(f"-A GH-LEASE -o lo -p udp --dport {LEASE_PORT} {recent} --set -j DROP")
     lines += [
-        *([f"-A GH-FIRST -p tcp --syn -m set --match-set {listed} dst -g GH-ASK"] if plan.sets else []),
+        *(
+            [f"-A {chain} -p tcp --syn -m set --match-set {listed} dst -g GH-ASK" for chain in ("GH-FIRST", "GH-BARE")]
+            if plan.sets
+            else []
+        ),
         "-A GH-FIRST -p udp -g GH-ASK",
         "-A GH-FIRST -p tcp --tcp-flags PSH PSH -g GH-ASK",
         f"-A GH-FIRST -p tcp -m length --length {SMALLEST}:65535 -g GH-ASK",
@@ -178,7 +190,7 @@ def iptables(plan: Plan, family: int) -> str:
         *([f"-A GH-VERDICT -m mark --mark {plan.mark(Mark.REFUSED)} -j GH-BLOCKED"] if plan.admission else []),
         *(f"-A GH-VERDICT -i {lan} -j GH-LAN" for lan in plan.lan),
         f"-A GH-VERDICT -m connmark --mark {plan.stopped} -j GH-STOP",
-        f"-A GH-LAN -m mark ! --mark 0/{mask} -m connmark --mark 0/{mask} {save}",
+        f"-A GH-LAN -m mark ! --mark 0/{plan.verdicts:#x} -m connmark --mark 0/{mask} {save}",
         "-A GH-LAN -p tcp --dport 853 -j REJECT --reject-with tcp-reset",
         f"-A GH-LAN -p udp --dport 853 -j REJECT --reject-with {unreachable}",
         f"-A GH-STOP -m connmark --mark {page} -j GH-PAGE",
@@ -284,7 +296,7 @@ def nft(plan: Plan) -> str:
         " set blocked4 { type ipv4_addr; flags interval, timeout; auto-merge; }",
         " set blocked6 { type ipv6_addr; flags interval, timeout; auto-merge; }",
     ]
-    refused = int(Mark.REFUSED) * lowest
+    refused, bare = int(Mark.REFUSED) * lowest, int(Mark.BARE) * lowest
     if plan.admission is not None:
         lines += [*NFT_SETS, *nft_chain(plan.admission, lan, refused, plan.mask, plan.closed)]
     lines += _nft_offload(plan, lan, allow)
@@ -299,15 +311,22 @@ def nft(plan: Plan) -> str:
     if plan.queues:
         lines += [
             f"  iifname != {lan} return",
+            *([f"  meta mark & {plan.mask:#x} == {bare:#x} goto listed"] if plan.early else []),
             f"  ct mark & {plan.mask:#x} != 0 return",
             *([f"  meta mark & {plan.mask:#x} == {refused:#x} return"] if plan.admission else []),
-            "  tcp flags & (syn | ack) == syn ip daddr @blocked4 goto ask",
-            "  tcp flags & (syn | ack) == syn ip6 daddr @blocked6 goto ask",
+            "  jump listed",
             "  meta l4proto udp goto ask",
             "  tcp flags & psh == psh goto ask",
             f"  meta l4proto tcp meta length >= {SMALLEST} goto ask",
         ]
-    lines += [" }", " chain ask {"]
+    lines += [
+        " }",
+        " chain listed {",
+        "  tcp flags & (syn | ack) == syn ip daddr @blocked4 goto ask",
+        "  tcp flags & (syn | ack) == syn ip6 daddr @blocked6 goto ask",
+        " }",
+        " chain ask {",
+    ]
     if plan.queues:
         lines += [
             *([f"  meta mark & {plan.mask:#x} == {allow:#x} return"] if plan.early else []),
@@ -323,7 +342,7 @@ def nft(plan: Plan) -> str:
         f"  ct mark & {plan.mask ^ lowest:#x} == {block:#x} goto stop",  # Mark.PAGE too: `Plan.stopped`
         " }",
         " chain lan {",
-        f"  meta mark & {plan.mask:#x} != 0 ct mark & {plan.mask:#x} == 0 jump save",
+        f"  meta mark & {plan.verdicts:#x} != 0 ct mark & {plan.mask:#x} == 0 jump save",
         "  tcp dport 853 reject with tcp reset",
         "  udp dport 853 reject with icmpx type port-unreachable",
         " }",

@@ -16,10 +16,11 @@ hello (1.9 kB) in one segment and in two. `tls new` has besides, in one of fifty
 `packets queued` tells the share that was not let through without a queue. `tcp` opens connections and says nothing:
 none of it may reach a queue.
 
-Same namespaces, same rules, one queue number each. For each load, in each round, everybody has his turn behind "off",
-in an order that moves on from round to round; ratios are of neighbours in time, figures are medians. "Off" is the
-router without us, and such a router has a firewall: it translates addresses, so it tracks connections, and lets by what
-belongs to one. That one rule is always there: what the kernel's tracking costs is not ours.
+Same namespaces, same rules, one queue number each. For each load, in each round, everybody has his turn, "off" too, in
+an order that moves on from round to round; ratios are of neighbours in time, figures are medians. In `tcp` peers only
+stand behind the same rules, for none of it reaches them: there they tell the noise, and are nobody to be above.
+"Off" is the router without us, and such a router has a firewall: it translates addresses, so it tracks connections, and
+lets by what belongs to one. That one rule is always there: what the kernel's tracking costs is not ours.
 CPU is the scheduler's own count of the contender's process (for ours: and of the agent, which files the records); it
 holds the kernel's work on its behalf: the verdict carries the packet on to the server. It does not hold what our
 program costs in the kernel, for that is done in whosever interrupt a packet comes; so the whole machine's busy time
@@ -459,7 +460,7 @@ def measure(
     quiet: dict[tuple[str, str], list[dict[str, float]]] = {}
     wide: dict[tuple[str, str, tuple[int, int]], list[dict[str, float]]] = {}
     bulk: dict[str, list[float]] = {}
-    order = list(pids)
+    order = ["off", *pids]
     taken_s = 0.0
     for number in range(-1, rounds):
         begun_s = time.monotonic()
@@ -467,7 +468,7 @@ def measure(
             print(f"bench: {number} rounds of {rounds}, for want of time", file=sys.stderr)
             break
         for load in loads:
-            for name in ("off", *order):
+            for name in order:
                 if (name, load) in SKIPPED:
                     continue
                 with in_force(bench, name):
@@ -584,10 +585,11 @@ def rows_of(
         rates = peers(lambda name, load=load: ratio(name, load), load)
         best = max([rate for name, rate in rates.items() if name not in ("floor", "library")], default=0.0)
         least = wanted.get(load, 0.0)
-        is_met = ours >= least and ours > best
+        wants = [f">= {least}"] * bool(least) + ["> peers"] * (load != "tcp")
+        is_met = ours >= least and (load == "tcp" or ours > best)
         rates["off, conn/s"] = median_of(results["off", load], "rate")
         rows.append(Row(metric=f"{load}: new connections on/off", unit="ratio", ours=ours, peers=rates,
-                        target=f">= {least}, > peers" if least else "> peers", met=is_met))  # fmt: skip
+                        target=", ".join(wants), met=is_met))  # fmt: skip
         cpu = median_of(results["ours", load], "cpu_us")
         spent = peers(lambda name, load=load: median_of(results[name, load], "cpu_us"), load)
         rows.append(Row(metric=f"{load}: CPU of the hook", unit="us/conn", ours=cpu, peers=spent))

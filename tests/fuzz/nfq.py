@@ -239,7 +239,7 @@ def fuzz_hook(mutator):
 
 def fuzz_early(mutator):
     """What the program in the kernel lets through is what the parser reads; needs root and Linux 6.6."""
-    early, client, mac, to = Early(0x01000000, 0x0F000000), bytes((10, 0, 0, 2)), b"\2\0\0\0\0\1", bytes((192, 0, 2, 1))
+    early, client, mac, to = Early(0x0F000000), bytes((10, 0, 0, 2)), b"\2\0\0\0\0\1", bytes((192, 0, 2, 1))
     head = bytes(6) + mac + b"\x08\0"
     for has_ech in (False, True):
         early.allow(1, b"www.example.org", to, 443, has_ech, b"%d" % has_ech)

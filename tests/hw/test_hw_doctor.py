@@ -335,11 +335,11 @@ def test_rules_are_counted_alike_whether_they_are_to_be_set_or_are_there() -> No
     assert {chain for _, chain in rules.CHAINS} - identity == wanted.keys()
     asking = count_iptables(rules.iptables(plan._replace(admission=Admission(22, ())), 4))
     assert asking.keys() - wanted.keys() <= identity
-    assert (wanted["GH-FIRST"], wanted["GH-ASK"], wanted["GH-LAN"]) == (3, 4, 3)
+    assert (wanted["GH-FIRST"], wanted["GH-BARE"], wanted["GH-ASK"], wanted["GH-LAN"]) == (3, 0, 4, 3)
     listed = count_nft(rules.nft(plan))
     assert listed["dns"] == 2
     assert (listed["verdict"], listed["lan"]) == (2, 3)
-    chains = {"dns", "first", "ask", "verdict", "lan", "save", "stop", "blocked", "page", "injected"}
+    chains = {"dns", "first", "listed", "ask", "verdict", "lan", "save", "stop", "blocked", "page", "injected"}
     assert set(listed) == chains
 
 

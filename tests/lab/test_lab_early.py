@@ -1,5 +1,6 @@
 """Connections that need no queue: real clients through a real router, and every doubt by the queue as before."""
 
+import re
 import signal
 import sys
 import time
@@ -48,7 +49,7 @@ with socket.create_connection((address, 443), 3) as link:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     try:
-        Early(1, 15).close()
+        Early(15).close()
     except KernelError as error:
         pytest.skip(f"no programs in this kernel, or not for us: {error}")
     with Lab.running(tmp_path_factory.mktemp("early"), flush="1s") as lab:
@@ -103,6 +104,20 @@ def test_the_meter_counts_them_all(lab: Lab) -> None:
     assert after["early"] - before["early"] == 4
     assert after["flows"] - before["flows"] == 4
     assert after["packets"] == before["packets"]
+
+
+def test_segments_without_data_are_asked_nothing_and_leave_no_mark_on_the_connection(lab: Lab) -> None:
+    def counted() -> int:
+        saved = lab.run("router", "iptables-save -c -t mangle").stdout
+        (packets,) = re.findall(r"\[(\d+):\d+\] -A GH-QUEUE [^\n]*-g GH-BARE", saved)
+        return int(packets)
+
+    before = counted()
+    connect = "import socket; link = socket.create_connection(('198.51.100.21', 443)); print(link.getsockname()[1])"
+    sport = lab.run("pupil1", [sys.executable, "-c", connect]).stdout.strip()
+    assert counted() - before >= 3  # SYN, ACK, FIN
+    listed = lab.run("router", f"conntrack -L -p tcp --sport {sport}").stdout
+    assert re.search(r" mark=0 ", listed), listed
 
 
 @pytest.mark.parametrize("how", ["two", "head", "records"])

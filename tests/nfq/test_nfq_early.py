@@ -20,7 +20,7 @@ from tests.fuzz.nfq import VECTORS, Mutator
 from tests.nfq.test_nfq_hook import MAC, Rules
 from tests.nfq.test_nfq_parsers import HELLO, LARGE, client_hello
 
-ALLOW, MASK, OTHERS = 0x01000000, 0x0F000000, 0x00FF0001
+ALLOW, BARE, MASK, OTHERS = 0x01000000, 0x08000000, 0x0F000000, 0x00FF0001
 PQ = (VECTORS / "chromium156_pq_hello.bin").read_bytes()
 URG = 0x20
 NAME = b"www.example.org"
@@ -56,7 +56,7 @@ class Bench:
     """The program with one client and one name that it knows."""
 
     def __init__(self) -> None:
-        self.early = Early(ALLOW, MASK)
+        self.early = Early(MASK)
         self.last: list[bytes] = []
         """Templates of what the last visit put on record."""
         self.known(NAME, False)
@@ -187,7 +187,22 @@ def test_only_the_very_first_data_of_a_connection_passes(bench: Bench, family: i
         assert bench.show(hello) == ALLOW
         assert bench.show(hello) == 0
     wrapped = bench.show(frame(b"", 0xFFFFFFFF, SYN, family=family)), bench.show(frame(HELLO, 0, family=family))
-    assert wrapped == (0, ALLOW)
+    assert wrapped == (BARE, ALLOW)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_segments_without_data_are_marked_as_such_whoever_sends_them(bench: Bench, family: int) -> None:
+    for flags in (SYN, ACK, ACK | FIN, ACK | RST, RST, 0, SYN | 0xC0):
+        for mac in (MAC, b"\2\0\0\0\0\x99"):
+            for options in (b"", bytes((1, 1, 8, 10)) + bytes(8)):
+                bare = frame(b"", 1000, flags, family=family, mac=mac, options=options)
+                # Below 60 octets the last ones of a frame are padding.
+                assert bench.show(bare + bytes(6), OTHERS | 0x03000000) == OTHERS | BARE
+                assert bench.show(frame(b"x", 1000, flags, family=family, mac=mac, options=options), OTHERS) == OTHERS
+    assert bench.show(frame(b"", 1000, SYN | ACK, family=family)) == 0, "an answer: the server is here"
+    for what in ("ip options", "a fragment", "a later fragment", "a vlan tag", "udp", "somebody else's frame"):
+        if family == 4:
+            assert bench.show(ODD[what](frame(b"", 1000, ACK))) == 0
 
 
 ODD: dict[str, Callable[[bytes], bytes]] = {
