@@ -372,7 +372,8 @@ class Intake:
         place: dict[tuple[int, int], int] = {}
         for pair, times in Counter(pairs).items():
             client, mac, session = whos[pair[1]]
-            flow = frame.templates[pair[0]]._replace(at_ms=last_ms, client=client, mac=mac, session=session)
+            # What `_replace` would make, in a fourth of its time.
+            flow = Flow._make((last_ms, client, mac, *frame.templates[pair[0]][3:-1], session))
             if self._visibility is not None:
                 flow = self._visibility.settle(mac or client, flow, times)
             place[pair] = len(settled)

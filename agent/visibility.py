@@ -102,7 +102,8 @@ class Visibility:
             self.blind[blind] = self.blind.get(blind, 0) + times
         if (agreement, blind) == (flow.agreement, flow.blind) and name is flow.name:
             return flow
-        return flow._replace(name=name, seen=seen, blind=blind, agreement=int(agreement))
+        # What `_replace` would make, in a fourth of its time.
+        return Flow._make((*flow[:7], name, seen, blind, *flow[10:15], int(agreement), *flow[16:]))
 
     def describe(self) -> Mapping[str, object]:
         """The meter, as status shows it: shares in per cent of all flows since the agent started."""

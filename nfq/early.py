@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from bpf.interface import Links
 from bpf.kernel import MMAPABLE, NO_PREALLOC, Kernel, KernelError, MapType
@@ -32,7 +32,7 @@ from nfq.classifier import (
     Maps,
     program,
 )
-from nfq.fold import Row
+from nfq.fold import NONE_PASSED, Passed, Row, in_order
 from nfq.mark import Mark
 
 CLIENT_S: Final = 10
@@ -48,22 +48,6 @@ MAX_READ: Final = 4096
 MAX_LOST: Final = 3
 """Of the one in each look that is asked about. By chance it happens once in 65,536 port pairs used again in seconds."""
 _STEP: Final = (HEAD + EVENT.size) // 4
-
-
-class Passed(NamedTuple):
-    """Connections that were let through, column by column, in order of time."""
-
-    templates: list[bytes]
-    clients: list[bytes]
-    """Address and MAC in one."""
-    ports: list[int]
-    """Source ports."""
-    times_ms: list[int]
-    unsure: int
-    """How many of them had an outer encrypted_client_hello."""
-
-
-NONE_PASSED: Final = Passed([], [], [], [], 0)
 
 
 class Early:
@@ -258,14 +242,14 @@ class Early:
         except KeyError:
             return self._read_old(times, who, which, ports)
         self.sample = (templates[0], clients[0], ports[0], times[0]), half
-        return _ordered(templates, clients, ports, times, sum(map((1).__and__, which)))
+        return in_order(templates, clients, ports, times, sum(map((1).__and__, which)))
 
     def _read_old(self, times: list[int], who: list[int], which: list[int], ports: list[int]) -> Passed:
         """Among them are some from before everything was forgotten."""
         clients, templates = {**self._clients.before, **self._clients.named}, {**self._old_templates, **self._templates}
         known = [at for at in range(len(who)) if who[at] in clients and which[at] in templates]
         self.counters["early_unknown"] += len(who) - len(known)
-        return _ordered(
+        return in_order(
             [templates[which[at]] for at in known],
             [clients[who[at]] for at in known],
             [ports[at] for at in known],
@@ -286,20 +270,6 @@ def open_early(mask: int, interfaces: Iterable[str]) -> Early | None:
         early.close()
         return None
     return early
-
-
-def _ordered(templates: list[bytes], clients: list[bytes], ports: list[int], times: list[int], unsure: int) -> Passed:
-    if sorted(times) == times:
-        return Passed(templates, clients, ports, times, unsure)
-    # Two processors write in the order in which they reserved, not in that of their clocks.
-    order = sorted(range(len(times)), key=times.__getitem__)
-    return Passed(
-        [templates[at] for at in order],
-        [clients[at] for at in order],
-        [ports[at] for at in order],
-        [times[at] for at in order],
-        unsure,
-    )
 
 
 def _client_key(client: bytes) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from nfq.aes import find_aes
-from nfq.fold import MAX_ROWS, Row, fold, fold_columns
+from nfq.fold import MAX_ROWS, Passed, Row, fold, fold_columns, merged
 from nfq.hook import Hook, Now, Reset
 from nfq.mark import Mark
 from nfq.page import Pages
@@ -26,7 +26,7 @@ from policy.frame import Client, Command, Fold, Reload, Stop
 from policy.verdict import Decider
 
 if TYPE_CHECKING:
-    from nfq.early import Early, Passed
+    from nfq.early import Early
 
 TIMER_S: Final = 0.5
 PUMP_S: Final = 0.02
@@ -256,7 +256,8 @@ class _Held:
             self._link.put(event)
         if rows:
             self._link.put_folded(fold(rows))
-        for each in passed:
+        if passed:  # in one: the more of them there are, the more are alike
+            each = merged(passed)
             self._link.put_folded(fold_columns(each.templates, each.clients, each.ports, each.times_ms))
 
 

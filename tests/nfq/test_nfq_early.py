@@ -10,12 +10,12 @@ import pytest
 from bpf.kernel import KernelError
 from nfq import classifier, tls
 from nfq.early import Early
-from nfq.fold import fold_columns
+from nfq.fold import Passed, fold_columns, merged
 from nfq.hook import Hook, Now
 from nfq.mark import Mark
 from nfq.packet import ACK, FIN, PSH, RST, SYN
 from policy.event import Flow
-from policy.frame import Client, flows_of
+from policy.frame import Client, event_bytes, flows_of
 from tests.fuzz.nfq import VECTORS, Mutator
 from tests.nfq.test_nfq_hook import MAC, Rules
 from tests.nfq.test_nfq_parsers import HELLO, LARGE, client_hello
@@ -50,6 +50,9 @@ def frame(
     else:
         head = struct.pack("!IHBB", 6 << 28, len(tcp), 6, 64)
     return bytes(6) + mac + (b"\x08\0" if family == 4 else b"\x86\xdd") + head + ends + tcp
+
+
+TEMPLATE = Flow(0, b"", b"", 0, SERVER[4], 443, 6, "www.example.org", 2, 0, "", 0, 0, "", "pupils")
 
 
 class Bench:
@@ -335,6 +338,19 @@ def test_all_that_the_hook_allows_passes_next_time_with_the_record_it_would_have
     for hello, server in ((client_hello("bad.example.org"), SERVER[4]), (HELLO, bytes((198, 51, 100, 66)))):
         assert hook.receive(frame(hello, sport=50_002, server=server)[14:], MAC, now()) == Mark.BLOCK
         assert not bench.visit(hello, server=server)
+
+
+def test_what_passed_in_several_turns_is_folded_as_one_and_each_keeps_its_own_time() -> None:
+    template = event_bytes(TEMPLATE)
+    one = Passed([template] * 3, [CLIENT[4] + MAC] * 3, [1, 2, 3], [1005, 1006, 1009], 1)
+    other = Passed([template] * 2, [CLIENT[6] + MAC] * 2, [4, 5], [1005, 1010], 0)
+    *columns, unsure = merged([one, other])
+    flows = flows_of(fold_columns(*columns))
+    told = {(flow.sport, flow.at_ms, flow.client) for flow in flows}
+    v4, v6 = CLIENT[4], CLIENT[6]
+    assert told == {(1, 1005, v4), (2, 1006, v4), (3, 1009, v4), (4, 1005, v6), (5, 1010, v6)}
+    assert unsure == 1
+    assert merged([one]) is one
 
 
 def test_another_policy_and_another_group_are_asked_at_once(bench: Bench) -> None:
