@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agent import privileges, shared
 from agent.__main__ import read_config
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from dns.kernel import KernelAnswers
     from nfq.early import Early
     from policy.legal import Capture
+
+MEMORY_SHARE: Final = 64
+"""No larger a part of the machine's memory is given to answers that the kernel reads: 3.4 MB of 256, 8 of 512."""
 
 
 def run(role: str, config: Config, path: str, worker: int) -> int:
@@ -83,7 +86,9 @@ def _kernel_answers(config: Config) -> KernelAnswers | None:
     from dns.kernel import KernelAnswers
 
     redirected = 53 if config.main.firewall != "none" and config.dns.port != 53 else 0
-    arena = arena_bytes(config.dns.hot_bytes)
+    # What the kernel reads in is committed as a whole, at the start; other memory as it fills.
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    arena = arena_bytes(min(config.dns.hot_bytes, memory // MEMORY_SHARE))
     try:
         return KernelAnswers(config.dns.port, redirected, arena, ("lo", *config.main.lan))
     except OSError as error:

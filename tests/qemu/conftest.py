@@ -22,13 +22,14 @@ from tests.qemu.network import Network
 COMPLAINTS = "^<[0-3]>|BUG:|WARNING:|Oops|I/O error|EXT4-fs error|Out of memory|blocked for more than"
 FIGURES = images.CACHE / "figures"
 """What the tests measured, a line each; printed at the end, whichever of pytest's workers found it."""
-READY = """python3 -ISc 'import _socket, sys
+_STATUS = """python3 -ISc 'import _socket, sys
 link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
 link.connect("/var/run/gatehouse/control")
 link.send(b"{\\"do\\": \\"status\\"}\\n")
 said = b""
 while data := link.recv(65536): said += data
-state = said.partition(b"\\"state\\":")[2][:300]
+"""
+READY = f"""{_STATUS}state = said.partition(b"\\"state\\":")[2][:300]
 state.startswith(b"\\"protecting\\"") or sys.exit(state.decode())'"""
 """`gatehouse status` without the second and a half that its imports take here; it is asked in loops."""
 
@@ -93,6 +94,14 @@ class Router:
     def status(self) -> dict[str, Any]:
         said = self.try_run("gatehouse status --format json")[1]
         found: dict[str, Any] = json.JSONDecoder().raw_decode(said, said.index("{"))[0]  # what is wrong follows it
+        return found
+
+    def counters(self, worker: str) -> dict[str, int]:
+        """What a worker counts, a beat later: they are told twice a second."""
+        time.sleep(0.7)
+        said = self.run(f"{_STATUS}sys.stdout.buffer.write(said)'")
+        workers = json.loads(said.splitlines()[0])["row"]["workers"]
+        found: dict[str, int] = workers[worker]
         return found
 
     def wait_until_protecting(self, timeout_s: float = 90) -> None:

@@ -1,9 +1,12 @@
-"""The emulated router's kernel, initramfs and squashfs. `python -m tests.qemu.image [ARCHITECTURE]` makes them.
+"""The emulated router's kernel, initramfs and squashfs. `python -m tests.qemu.image [NAME]` makes them.
 
 Debian's packages in OpenWrt's shape: a read-only squashfs below a small writable overlay, busybox for everything it
 can do, Python as byte code alone. What is OpenWrt's own and cannot be had (procd, uci, opkg, fw4) is played by the
 scripts in `router/`, each of which says so. Nothing of Gatehouse is in it: that is installed in the guest, from the
 built packages.
+The kernel is that of Debian's backports, 6.12: OpenWrt 24.10 has 6.6, and so has tcx, where our programs in the kernel
+stand. `amd64-old` is the same computer with bookworm's own 6.1, where there is no tcx and everything has to go the old
+way: `test_an_upgrade_keeps_records_and_settings`, which has to boot a machine of its own anyway, boots that one.
 Rule: an image is named by the sum of all that it is made of, so that it never has to be cleaned by hand.
 """
 
@@ -26,6 +29,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CACHE = ROOT / "build" / "qemu"
 SUITE = "bookworm"  # the Python of OpenWrt 23.05 and 24.10 is 3.11, and so is its
+BACKPORTS = "bookworm-backports"
 PACKAGES = (
     *("busybox", "python3-minimal", "libpython3.11-stdlib", "python3-msgpack", "python3-paho-mqtt", "python3-serial"),
     *("nftables", "dnsmasq-base", "iproute2", "conntrack"),
@@ -36,7 +40,7 @@ class Machine(NamedTuple):
     """One kind of computer that QEMU plays."""
 
     kernel: str
-    """Debian's meta-package."""
+    """Debian's meta-package, and where from: PACKAGE/SUITE."""
     triple: str
     emulator: str
     arguments: tuple[str, ...]
@@ -45,30 +49,33 @@ class Machine(NamedTuple):
     command_line: str = ""
 
 
+_PC = Machine(
+    f"linux-image-amd64/{BACKPORTS}",  # not the cloud kernel: this one has JFFS2, UBIFS and their simulated flash
+    "x86_64-linux-gnu",
+    "qemu-system-x86_64",
+    ("-M", "pc", "-cpu", "Westmere,+rdrand"),
+    "ttyS0",
+    "no_timer_check tsc=reliable",
+)
 MACHINES = {
-    "amd64": Machine(
-        "linux-image-amd64",  # not the cloud kernel: this one has JFFS2, UBIFS and their simulated flash
-        "x86_64-linux-gnu",
-        "qemu-system-x86_64",
-        ("-M", "pc", "-cpu", "Westmere,+rdrand"),
-        "ttyS0",
-        "no_timer_check tsc=reliable",
-    ),
+    "amd64": _PC,
+    "amd64-old": _PC._replace(kernel=f"linux-image-amd64/{SUITE}"),
     "arm64": Machine(
-        "linux-image-cloud-arm64",
+        f"linux-image-cloud-arm64/{BACKPORTS}",
         "aarch64-linux-gnu",
         "qemu-system-aarch64",
         ("-M", "virt", "-cpu", "cortex-a53"),
         "ttyAMA0",
     ),
     "mipsel": Machine(
-        "linux-image-4kc-malta",
+        f"linux-image-4kc-malta/{SUITE}",
         "mipsel-linux-gnu",
         "qemu-system-mipsel",
         ("-M", "malta", "-cpu", "24Kf"),
         "ttyS0",
     ),
 }
+"""By Debian's name of the processor, and what is behind a hyphen."""
 EARLY = ("virtio_pci", "virtio_mmio", "virtio_blk", "squashfs", "overlay", "ext4")
 """Kernel modules of the initramfs."""
 LATE = (
@@ -113,26 +120,26 @@ def alone(what: str) -> Iterator[None]:
         yield
 
 
-def build(architecture: str = "amd64") -> Path:
-    """The directory with `vmlinuz`, `initrd`, `root.squashfs`; made if it is not there yet."""
-    with alone(architecture):
-        return _build(architecture)
+def build(name: str = "amd64") -> Path:
+    """The directory with `vmlinuz`, `initrd`, `root.squashfs` of one of MACHINES; made if it is not there yet."""
+    with alone(name):
+        return _build(name)
 
 
-def _build(architecture: str) -> Path:
-    machine = MACHINES[architecture]
-    out = CACHE / f"{architecture}-{_sum(architecture)}"
+def _build(name: str) -> Path:
+    out = CACHE / f"{name}-{_sum(name)}"
     if (out / "root.squashfs").exists():
         return out
-    base = _base(architecture, machine)
+    architecture = name.partition("-")[0]
+    packages, kernel = _debian(architecture, *PACKAGES), _debian(architecture, MACHINES[name].kernel)
     work = CACHE / f"work-{os.getpid()}"
     try:
         root, staging = work / "root", work / "out"
         root.mkdir(parents=True)
         staging.mkdir()
-        _run("tar", "-xf", base, "-C", root, "--exclude=./dev/*")
-        version = _take_kernel(root, staging, work)
-        _make_modules(root, work, version, architecture)
+        _run("tar", "-xf", packages, "-C", root, "--exclude=./dev/*")
+        version = _take_kernel(kernel, staging, work)
+        _make_modules(root, work, version)
         _make_initramfs(root, staging, work, version)
         _make_python(root)
         _make_router(root)
@@ -154,8 +161,8 @@ def make_overlay(path: Path, megabytes: int = 64) -> Path:
     return path
 
 
-def _sum(architecture: str) -> str:
-    found = hashlib.sha256(repr((architecture, MACHINES[architecture], PACKAGES)).encode())
+def _sum(name: str) -> str:
+    found = hashlib.sha256(repr((name, MACHINES[name], PACKAGES)).encode())
     for path in sorted([Path(__file__), HERE / "preinit", *(HERE / "router").rglob("*")]):
         found.update(str(path.relative_to(HERE)).encode())
         if path.is_file() and not path.is_symlink():
@@ -163,32 +170,31 @@ def _sum(architecture: str) -> str:
     return found.hexdigest()[:12]
 
 
-def _base(architecture: str, machine: Machine) -> Path:
-    """Debian's packages, unpacked and none of their scripts run: so a foreign architecture needs no emulation here."""
-    packages = ",".join([*PACKAGES, machine.kernel])
-    path = CACHE / f"base-{architecture}-{hashlib.sha256(packages.encode()).hexdigest()[:12]}.tar"
-    if path.exists():
-        return path
-    sources = CACHE / f"sources.{architecture}.list"
-    sources.write_text(f"deb http://deb.debian.org/debian {SUITE} main\n")
-    words = ["--variant=extract", f"--include={packages}", f"--architectures={architecture}", "--format=tar"]
-    words += ["--aptopt=APT::Install-Recommends false"]
-    if architecture != "amd64":
-        words.append("--skip=check/qemu")
-    new = path.with_suffix(".new")
-    _run("mmdebstrap", "-q", *words, SUITE, new, sources)
-    new.rename(path)
+def _debian(architecture: str, *packages: str) -> Path:
+    """Debian's packages and what they need, unpacked into a tar file and none of their scripts run: so a foreign
+    architecture needs no emulation here."""
+    named = ",".join(packages)
+    path = CACHE / f"debian-{architecture}-{hashlib.sha256(named.encode()).hexdigest()[:12]}.tar"
+    with alone(path.stem):
+        if path.exists():
+            return path
+        words = ["--variant=extract", f"--include={named}", f"--architectures={architecture}", "--format=tar"]
+        words += ["--aptopt=APT::Install-Recommends false"]
+        if architecture != "amd64":
+            words.append("--skip=check/qemu")
+        new = path.with_suffix(".new")
+        sources = [f"deb http://deb.debian.org/debian {suite} main" for suite in (SUITE, BACKPORTS)]
+        _run("mmdebstrap", "-q", *words, SUITE, new, *sources)
+        new.rename(path)
     return path
 
 
-def _take_kernel(root: Path, staging: Path, work: Path) -> str:
-    """vmlinuz, and the modules out of the root: there are 300 MB of them. Returns the kernel's version."""
-    modules = root / "lib/modules"
-    version = next(modules.iterdir()).name
-    kernel = next(path for path in (root / "boot").iterdir() if path.name.startswith("vmlinu"))
+def _take_kernel(archive: Path, staging: Path, work: Path) -> str:
+    """vmlinuz, and all modules into `work`: there are 300 MB of them. Returns the kernel's version."""
+    _run("tar", "-xf", archive, "-C", work, "./boot", "./lib/modules")
+    version = next((work / "lib/modules").iterdir()).name
+    kernel = next(path for path in (work / "boot").iterdir() if path.name.startswith("vmlinu"))
     (staging / "vmlinuz").write_bytes(unpacked(kernel.read_bytes()))
-    (work / "lib").mkdir()
-    modules.rename(work / "lib/modules")
     _run("depmod", "-b", work, version)
     return version
 
@@ -204,9 +210,11 @@ def unpacked(kernel: bytes) -> bytes:
     offset, length = struct.unpack_from("<II", kernel, 0x248)
     start = (sectors + 1) * 512 + offset
     payload = kernel[start : start + length]
-    if payload[:6] != b"\xfd7zXZ\0":
-        return kernel
-    return lzma.LZMADecompressor().decompress(payload)
+    if payload[:6] == b"\xfd7zXZ\0":
+        return lzma.LZMADecompressor().decompress(payload)
+    if payload[:4] == b"\x28\xb5\x2f\xfd":  # behind it stand four octets more, how long it becomes
+        return subprocess.run(["zstd", "-dc"], input=payload[:-4], stdout=subprocess.PIPE, check=True).stdout
+    return kernel
 
 
 def _needed(work: Path, version: str, name: str) -> list[Path]:
@@ -216,12 +224,20 @@ def _needed(work: Path, version: str, name: str) -> list[Path]:
     return [Path(line.split()[1]) for line in said.splitlines() if line.startswith("insmod")]
 
 
-def _make_modules(root: Path, work: Path, version: str, architecture: str) -> None:
+def _copy_module(path: Path, directory: Path) -> str:
+    """As the kernel and busybox load it in any case: not compressed. Gives its name there."""
+    data = path.read_bytes()
+    name = path.name.removesuffix(".xz")
+    (directory / name).write_bytes(lzma.decompress(data) if name != path.name else data)
+    return name
+
+
+def _make_modules(root: Path, work: Path, version: str) -> None:
     target = root / "lib/modules" / version
     target.mkdir(parents=True)
     for name in (*EARLY, *LATE):
         for path in _needed(work, version, name):
-            shutil.copy(path, target / path.name)
+            _copy_module(path, target)
     for name in ("modules.builtin", "modules.order"):
         shutil.copy(work / "lib/modules" / version / name, target / name)
     _run("depmod", "-b", root, version)
@@ -242,9 +258,9 @@ def _make_initramfs(root: Path, staging: Path, work: Path, version: str) -> None
     order: list[str] = []
     for name in EARLY:
         for path in _needed(work, version, name):
-            if path.name not in order:
-                order.append(path.name)
-                shutil.copy(path, initramfs / "lib" / path.name)
+            module = _copy_module(path, initramfs / "lib")
+            if module not in order:
+                order.append(module)
     (initramfs / "lib/order").write_text("".join(f"{name}\n" for name in order))
     shutil.copy(HERE / "preinit", initramfs / "init")
     (initramfs / "init").chmod(0o755)

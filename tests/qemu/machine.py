@@ -137,7 +137,7 @@ class Machine:
             )
         ]
         words += ["-chardev", f"socket,id=shell,path={self._shell},server=on,wait=off", "-serial", "chardev:shell"]
-        if architecture == "amd64":  # `virt` has one UART
+        if architecture.startswith("amd64"):  # `virt` has one UART
             words += ["-chardev", "pty,id=console", "-serial", "chardev:console"]
         words += ["-qmp", f"unix:{self._monitor},server=on,wait=off"]
         disks = [(f"{image}/root.squashfs", "on"), (overlay, "off")]

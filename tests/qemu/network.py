@@ -2,6 +2,8 @@
 
     lan  192.168.1.2          [eth0, br-lan 192.168.1.1]  router  [eth1 203.0.113.2]          wan  203.0.113.1
                                                                     198.51.100.1 DNS, MQTT; 198.51.100.20 web, QUIC
+         2001:db8:20::2       [2001:db8:20::1]                  [2001:db8:203::2]        2001:db8:203::1
+                                                                    2001:db8:100::20 web, QUIC
 
 QEMU itself runs in a third, empty namespace: nothing of it is seen from this machine's own network.
 """
@@ -20,6 +22,7 @@ from pathlib import Path
 
 LAB = Path(__file__).parents[1] / "lab"
 ROUTER, CLIENT, SITE, SERVER = "192.168.1.1", "192.168.1.2", "198.51.100.20", "198.51.100.1"
+ROUTER6, CLIENT6, SITE6 = "2001:db8:20::1", "2001:db8:20::2", "2001:db8:100::20"
 NEIGHBOURS = {"lan": "02:00:00:00:02:00", "wan": "02:00:00:00:02:01"}
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
@@ -38,8 +41,13 @@ class Network:
         for name in ("lan", "wan", "qemu"):
             _sh(f"ip netns add {self.of(name)}")
             _sh(f"ip -n {self.of(name)} link set lo up")
-        self.taps = [self._tap("lan", f"{CLIENT}/24"), self._tap("wan", "203.0.113.1/24")]
+        self.taps = [
+            self._tap("lan", f"{CLIENT}/24", f"{CLIENT6}/64"),
+            self._tap("wan", "203.0.113.1/24", "2001:db8:203::1/64"),
+        ]
         _sh(f"ip -n {self.of('lan')} route add default via {ROUTER}")
+        _sh(f"ip -n {self.of('lan')} -6 route add default via {ROUTER6}")
+        _sh(f"ip -n {self.of('wan')} -6 route add 2001:db8:20::/64 via 2001:db8:203::2")
         sites = [f"{net}{host}" for net in ("198.51.100.", "2001:db8:100::") for host in (20, 21, 22)]
         for address in (SERVER, *sites):
             _sh(f"ip -n {self.of('wan')} addr add {address} dev lo")
@@ -76,7 +84,9 @@ class Network:
 
     def resolve(self, name: str, server: str = ROUTER) -> str:
         """The A record that the client gets, or dig's status."""
-        result = self.run("lan", "dig", "+time=2", "+tries=1", "+noall", "+comments", "+answer", f"@{server}", name)
+        # No cookie, which is another one each time: stub resolvers send none, and ask in the same octets again.
+        how = ("+time=2", "+tries=1", "+nocookie", "+noall", "+comments", "+answer")
+        result = self.run("lan", "dig", *how, f"@{server}", name)
         answers = [line.split()[-1] for line in result.stdout.splitlines() if line and not line.startswith(";")]
         status = result.stdout.partition("status: ")[2].partition(",")[0]
         return answers[-1] if answers else status or "no answer"
@@ -103,7 +113,7 @@ class Network:
         for name in ("lan", "wan", "qemu"):
             subprocess.run(["ip", "netns", "del", self.of(name)], capture_output=True)
 
-    def _tap(self, name: str, address: str) -> int:
+    def _tap(self, name: str, *addresses: str) -> int:
         """A tap in a namespace; its descriptor goes to QEMU."""
         before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         inside = os.open(f"/run/netns/{self.of(name)}", os.O_RDONLY)
@@ -118,7 +128,8 @@ class Network:
             os.close(inside)
         # Always the same: the frozen router remembers its neighbours, and would talk to those of another day.
         _sh(f"ip -n {self.of(name)} link set tap0 address {NEIGHBOURS[name]}")
-        _sh(f"ip -n {self.of(name)} addr add {address} dev tap0")
+        for address in addresses:
+            _sh(f"ip -n {self.of(name)} addr add {address} dev tap0{' nodad' if ':' in address else ''}")
         _sh(f"ip -n {self.of(name)} link set tap0 up")
         return descriptor
 
@@ -138,7 +149,7 @@ class Network:
             "--pid-file=",
             "--bind-interfaces",
         ]
-        words += [f"--listen-address={SERVER}"]
+        words += [f"--listen-address={SERVER}", "--local-ttl=60"]
         words += [f"--address=/{zone}/{SITE}" for zone in ("example.org", "example")]
         self.start("wan", dnsmasq, *words)
         mosquitto = shutil.which("mosquitto") or "/usr/sbin/mosquitto"

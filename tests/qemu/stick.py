@@ -51,6 +51,7 @@ cat >/etc/config/gatehouse <<-'END'
 	config group 'pupils'
 		option profile 'school'
 		list ip '192.168.1.0/24'
+		list ip '2001:db8:20::/64'
 END
 gatehouse check || exit 1
 /etc/init.d/gatehouse reload

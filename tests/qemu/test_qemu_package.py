@@ -9,6 +9,7 @@ import pytest
 from tests.qemu import image as images
 from tests.qemu.conftest import READY, Maker, Router
 from tests.qemu.machine import Machine
+from tests.qemu.network import SITE
 from tests.qemu.stick import OLDER
 
 
@@ -41,10 +42,14 @@ def test_it_leaves_nothing_behind(router: Router) -> None:
 
 @pytest.mark.slow
 def test_an_upgrade_keeps_records_and_settings(maker: Maker) -> None:
-    """From the version before, with a configuration that carried no version yet."""
+    """From the version before, with a configuration that carried no version yet.
+
+    And in a kernel from before our programs can stand anywhere (tcx, Linux 6.6): there everything goes the old way.
+    """
     overlay = images.make_overlay(maker.work / "upgrade.ext4")
-    with maker.machine(str(overlay)).start() as machine:
+    with maker.machine(str(overlay), image=images.build("amd64-old"), architecture="amd64-old").start() as machine:
         install(machine, f"older/gatehouse_{OLDER}_all.ipk")
+        assert machine.run("uname -r").startswith("6.1.")
         router = Router(machine, maker.network)
         router.network.resolve("www.casino.example")
         assert router.rows("--domain casino.example")
@@ -56,6 +61,15 @@ def test_an_upgrade_keeps_records_and_settings(maker: Maker) -> None:
         assert machine.run("uci get gatehouse.ring.budget") == "24M"
         assert router.rows("--domain casino.example")
         assert "as they were written" in machine.run("gatehouse verify")
+        for _ in range(3):
+            assert router.network.visit("tls", "www.example.org") == "ok"
+            assert router.network.resolve("www.example.org") == SITE
+        assert "reset" in router.network.visit("tls", "www.casino.example")
+        rows = router.rows("--domain www.example.org")
+        assert sorted(row["kind"] for row in rows) == ["dns"] * 3 + ["flow"] * 3
+        assert router.counters("dns/0").keys().isdisjoint({"kernel", "kernel_interfaces"})
+        assert router.counters("nfq/0").keys().isdisjoint({"early", "early_interfaces"})
+        assert not router.complaints()
 
 
 def test_the_doctor_finds_a_healthy_router_healthy(router: Router) -> None:
