@@ -13,7 +13,7 @@ from agent.__main__ import read_config
 from agent.clock import SystemClock
 from agent.decider import engine_of
 from agent.link import Link
-from policy.config import Config
+from policy.config import Config, DnsConfig
 from policy.engine import Engine
 from policy.errors import ConfigError
 from policy.verdict import Decider
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from policy.legal import Capture
 
 MEMORY_SHARE: Final = 64
-"""No larger a part of the machine's memory is given to answers that the kernel reads: 3.4 MB of 256, 8 of 512."""
+"""No larger a part of the machine's memory goes to answers that the kernel reads, unless it was asked for: 3.4 MB of
+256, 8 of 512."""
 
 
 def run(role: str, config: Config, path: str, worker: int) -> int:
@@ -86,14 +87,21 @@ def _kernel_answers(config: Config) -> KernelAnswers | None:
     from dns.kernel import KernelAnswers
 
     redirected = 53 if config.main.firewall != "none" and config.dns.port != 53 else 0
-    # What the kernel reads in is committed as a whole, at the start; other memory as it fills.
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    arena = arena_bytes(min(config.dns.hot_bytes, memory // MEMORY_SHARE))
+    arena = arena_bytes(kernel_hot_bytes(config.dns.hot_bytes, memory))
     try:
         return KernelAnswers(config.dns.port, redirected, arena, ("lo", *config.main.lan))
     except OSError as error:
         print(f"dns: no answers from within the kernel, every question goes the usual way: {error}", file=sys.stderr)
         return None
+
+
+def kernel_hot_bytes(hot_bytes: int, memory: int) -> int:
+    """`hot_cache` where the kernel reads in it: all of that is taken at the start, other memory as it fills.
+
+    So the default is less on a machine with little memory; what somebody has set is what he gets.
+    """
+    return min(hot_bytes, memory // MEMORY_SHARE) if hot_bytes == DnsConfig().hot_bytes else hot_bytes
 
 
 def _open_early(config: Config) -> Early | None:

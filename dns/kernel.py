@@ -28,8 +28,9 @@ CLIENT_S: Final = 10
 MAX_CLIENTS: Final = 4096
 MIN_ANSWER: Final = 128
 """Octets that an answer takes of the arena at least: so many fit the kernel's table."""
-RING: Final = 1 << 20
-"""Octets: 43,000 look-ups. A full ring is no loss: what finds no room takes the usual way."""
+MIN_RING, MAX_RING = 1 << 17, 1 << 20
+"""Octets: 5,400 and 43,000 look-ups; between them an eighth to a quarter of the arena, for a small machine asks less. A
+full ring is no loss: what finds no room takes the usual way."""
 MAX_GIVEN: Final = 2048
 """Look-ups read at once: their records fit one frame."""
 
@@ -75,7 +76,8 @@ class KernelAnswers:
         self._clients6 = create(MapType.HASH, 32, CLIENT_VALUE.size, MAX_CLIENTS, flags=NO_PREALLOC, name="gh_clients6")
         self._answers = create(MapType.HASH, ANSWER_KEY.size, ANSWER.size, most, flags=NO_PREALLOC, name="gh_answers")
         self._arena_map = create(MapType.ARRAY, 4, size, 1, flags=MMAPABLE, name="gh_arena")
-        self._ring = Ring(kernel, RING, EVENT.size, name="gh_given")
+        ring = min(MAX_RING, max(MIN_RING, 1 << (arena_bytes // 8).bit_length()))
+        self._ring = Ring(kernel, ring, EVENT.size, name="gh_given")
         self.arena: Final = mmap.mmap(self._arena_map, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         """For the hot cache to write in: `arena_bytes`, and a rest that stays empty."""
         self.writable_at = 0.0
