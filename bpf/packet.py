@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-from bpf.assembler import R0, R1, R2, R3, R4, R6, R7, R8, R10, Assembler
+from bpf.assembler import R0, R1, R2, R3, R4, R6, R7, R8, R10, Assembler, Register
 from bpf.kernel import RB_NO_WAKEUP, Helper
 
 # struct __sk_buff
@@ -64,6 +64,18 @@ def look_up(a: Assembler, fd: int, key: int) -> None:
     a.op("mov", R2, R10)
     a.op("add", R2, key)
     a.call(Helper.MAP_LOOKUP_ELEM)
+
+
+def read(a: Assembler, target: Register, offset: int, octets: Register) -> None:
+    """So many octets of the packet, from the r2-th on, to `target + offset`; if they are not there, it goes to `pass`.
+    r1 to r5 are lost."""
+    a.op("mov", R1, R6)
+    a.op("mov", R3, target)
+    if offset:
+        a.op("add", R3, offset)
+    a.op("mov", R4, octets)
+    a.call(Helper.SKB_LOAD_BYTES)
+    a.jump("jne", R0, 0, "pass")
 
 
 def tell(a: Assembler, ring: int, event: int, octets: int) -> None:

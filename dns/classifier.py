@@ -19,7 +19,18 @@ from typing import Final, NamedTuple
 
 from bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Assembler, Register
 from bpf.kernel import Helper
-from bpf.packet import ETHERNET, IFINDEX, begin, by_family, look_up, now_ms, only_plain_ipv4, only_to_us, tell
+from bpf.packet import (
+    ETHERNET,
+    IFINDEX,
+    begin,
+    by_family,
+    look_up,
+    now_ms,
+    only_plain_ipv4,
+    only_to_us,
+    read,
+    tell,
+)
 
 CLIENT_VALUE: Final = Struct("=QII")
 """Until when (ms since boot), view, the client's number. Key: source and destination address."""
@@ -181,13 +192,8 @@ def _find_client(a: Assembler, maps: Maps, *, is_ipv6: bool) -> None:
 def _load_question(a: Assembler, at: int) -> None:
     for offset in range(0, MAX_QUESTION, 8):
         a.store("dw", R10, _QUESTION + offset, 0)
-    a.op("mov", R1, R6)
     a.op("mov", R2, at)
-    a.op("mov", R3, R10)
-    a.op("add", R3, _QUESTION)
-    a.op("mov", R4, R9)
-    a.call(Helper.SKB_LOAD_BYTES)
-    a.jump("jne", R0, 0, "pass")
+    read(a, R10, _QUESTION, R9)
 
 
 def _hash(a: Assembler, key: tuple[int, int]) -> None:

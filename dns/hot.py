@@ -108,7 +108,6 @@ class HotCache:
         self.nothing: Final = _nothing
         self._put_folded = put_folded
         self._limiter = limiter
-        self._max_bytes = max_bytes
         # The kernel's has another size if settings have changed since it was made.
         size = arena_bytes(max_bytes) if kernel is None else kernel.arena_bytes
         self._part_bytes = size // PARTS
@@ -188,8 +187,6 @@ class HotCache:
         self._is_full = self.kernel is not None
         self._now, self._withdrawn = (PARTS - 1, 0) if self._is_full else (0, -1)
         """The part that is being filled; the part that the kernel answers nothing from any more."""
-        self._writable_at = 0.0 if self.kernel is None else self.kernel.writable_at
-        """When that may be written over."""
 
     def put(self, key: bytes, reply: Reply, hot: Hot) -> bytes | None:
         """Keep an answer. Gives its entry; None: there is no room before `tidy`."""
@@ -285,11 +282,12 @@ class HotCache:
         if not self._is_full:
             return
         following = (self._now + 1) % PARTS
-        if self.kernel is not None and self._withdrawn != following and self._parts[following].keys:
-            self._withdraw(following)
-            self._withdrawn, self._writable_at = following, now + TURN_S
-        if now < self._writable_at:
-            return
+        if self.kernel is not None:
+            if self._withdrawn != following and self._parts[following].keys:
+                self._withdraw(following)
+                self._withdrawn, self.kernel.writable_at = following, now + TURN_S
+            if now < self.kernel.writable_at:
+                return
         self.hand_over(now)
         self._is_full = False
         self.counters["evictions"] += bool(self._parts[following].keys)

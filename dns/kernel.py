@@ -81,8 +81,8 @@ class KernelAnswers:
         self.arena: Final = mmap.mmap(self._arena_map, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         """For the hot cache to write in: `arena_bytes`, and a rest that stays empty."""
         self.writable_at = 0.0
-        """From when on: until then a processor may be amid an answer that was there before, for this hot cache or the
-        one before it."""
+        """When what was withdrawn last may be written over: until then a processor may be amid an answer from it. Set
+        by the hot cache, and kept here for the one after it."""
         self._found = memoryview(b"")
         maps = Maps(self._clients4, self._clients6, self._answers, self._arena_map, self._ring.fd)
         self._program = -1

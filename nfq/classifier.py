@@ -21,8 +21,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Assembler, Register
-from bpf.kernel import Helper
-from bpf.packet import ETHERNET, LEN, MARK, begin, by_family, look_up, now_ms, only_plain_ipv4, only_to_us, tell
+from bpf.packet import ETHERNET, LEN, MARK, begin, by_family, look_up, now_ms, only_plain_ipv4, only_to_us, read, tell
 
 CLIENT_KEY: Final = Struct("=16s6sH")
 """Address (IPv4: four octets, then zeros), MAC, version of IP."""
@@ -240,26 +239,17 @@ def _let_through(a: Assembler, allow: int, mask: int, maps: Maps) -> None:
     look_up(a, maps.scratch, _ZERO)
     a.jump("jeq", R0, 0, "pass")
     a.op("mov", R8, R0)
-    a.op("mov", R1, R6)
     a.load("dw", R2, R10, _AT)
-    a.op("mov", R3, R8)
-    a.op("mov", R4, R9)
-    a.call(Helper.SKB_LOAD_BYTES)
-    a.jump("jne", R0, 0, "pass")
+    read(a, R8, 0, R9)
     _read_hello(a)
     # r4: is there ECH; r5: where the name begins; r9: its octets.
     a.store("b", R10, _HELLO + 6, R9)
     a.store("b", R10, _HELLO + 7, R4)
     for offset in range(0, MAX_NAME, 8):
         a.store("dw", R10, _HELLO + 24 + offset, 0)
-    a.op("mov", R1, R6)
     a.load("dw", R2, R10, _AT)
     a.op("add", R2, R5)
-    a.op("mov", R3, R10)
-    a.op("add", R3, _HELLO + 24)
-    a.op("mov", R4, R9)
-    a.call(Helper.SKB_LOAD_BYTES)
-    a.jump("jne", R0, 0, "pass")
+    read(a, R10, _HELLO + 24, R9)
     look_up(a, maps.hellos, _HELLO)
     a.jump("jeq", R0, 0, "pass")
     a.load("w", R1, R0, 0)
