@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bpf.ring import boottime_ms
 from nfq import http, quic, tls, udp
 from nfq.aes import find_aes
 from nfq.early import Early
@@ -247,7 +248,7 @@ def fuzz_early(mutator):
     def one():
         data = mutator.mutate(HELLOS)[:3000]
         yield data
-        now_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+        now_ms = boottime_ms()
         early.admit(client + mac, 1, now_ms + 1000)
         early.take(now_ms)
         for packet in (ip4(b"", seq=0, flags=2), ip4(data)):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from bpf.kernel import KernelError
+from bpf.ring import boottime_ms as now_ms
+from bpf.ring import whole_ms
 from nfq import classifier, tls
 from nfq.early import Early
 from nfq.fold import Passed, fold_columns, merged
@@ -88,10 +90,6 @@ class Bench:
 
 def record_of(family: int, name: bytes, has_ech: bool) -> bytes:
     return b"%d %s %d" % (family, name, has_ech)
-
-
-def now_ms() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 @pytest.fixture
@@ -418,7 +416,5 @@ def now() -> Now:
 
 
 def test_times_of_which_32_bits_are_known() -> None:
-    from bpf.ring import whole_ms
-
     assert whole_ms([5, 7], 10) == [5, 7]
     assert whole_ms([0xFFFFFFFF, 3], (5 << 32) + 4) == [(5 << 32) - 1, (5 << 32) + 3]
