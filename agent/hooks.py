@@ -110,7 +110,7 @@ def _open_early(config: Config) -> Early | None:
         return None
     from nfq.early import open_early
 
-    return open_early(config.nfq.mark_mask, config.main.lan)
+    return open_early(config.nfq.mark_mask, config.main.lan, marks_bare=config.nfq.workers == 1)
 
 
 def _sieve(config: Config) -> Capture | None:

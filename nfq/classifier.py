@@ -5,8 +5,8 @@ connection's first octet when the SYN goes by. If that octet then comes first of
 record with one whole ClientHello, from a client who is known, to an address and a port where this client's group was
 let through under this very name, the packet goes on record in the ring and gets the mark of a verdict: the rules then
 do with it as with a packet that has come back from the queue. A TCP segment without data gets a mark by which the rules
-need not ask what it is, for four of five packets of a short connection are such. Whatever else it sees it leaves as it
-is.
+need not ask what it is, for four of five packets of a short connection are such; but not if the connection may be one
+of those that were blocked, or if a SYN goes to the port of encrypted DNS. Whatever else it sees it leaves as it is.
 Rule: what gets a verdict's mark is on record first, and only what `nfq.tls.parse` would read alike gets it; every doubt
 takes the usual way. A ClientHello here must be exact to the octet, where the parser forgives what servers forgive.
 
@@ -17,11 +17,13 @@ Sources: include/uapi/linux/bpf.h (struct __sk_buff); RFC 791, 8200, 9293; RFC 8
 from __future__ import annotations
 
 import socket
+import sys
 from struct import Struct
 from typing import Final, NamedTuple
 
 from bpf.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Assembler, Register
 from bpf.packet import ETHERNET, LEN, MARK, begin, by_family, look_up, now_ms, only_plain_ipv4, only_to_us, read, tell
+from policy.bypass import ENCRYPTED_DNS_PORT
 
 CLIENT_KEY: Final = Struct("=16s6sH")
 """Address (IPv4: four octets, then zeros), MAC, version of IP."""
@@ -51,9 +53,15 @@ SLOTS6, SLOT6 = 1 << 12, Struct("=16s16sII")
 """Connections whose first octet is awaited, and what is noted of each: addresses, ports as they stand in the packet,
 the number of that octet. By a hash of the first three; a later one takes the place of an earlier one."""
 
+BLOCKED_BITS: Final = 13
+BLOCKED: Final = Struct(f"={1 << BLOCKED_BITS}B")
+"""One octet for each value of a connection's hash: not 0 if one of them was blocked lately."""
+
 _FIN_SYN_RST_URG, _SYN, _ACK = 0x27, 0x02, 0x10
 _SPREAD: Final = 0x9E3779B97F4A7C15
 """2^64 by the golden ratio: Fibonacci hashing."""
+_64: Final = (1 << 64) - 1
+_WORD: Final = Struct("=I")
 # The stack, below r10.
 _CLIENT: Final = -CLIENT_KEY.size
 _HELLO: Final = _CLIENT - HELLO_KEY.size
@@ -63,6 +71,7 @@ _AT: Final = _ZERO - 8
 """Where the payload begins."""
 _NOW: Final = _AT - 8
 _SEQUENCE: Final = _NOW - 8
+_HASH: Final = _SEQUENCE - 8
 
 
 class Maps(NamedTuple):
@@ -78,11 +87,30 @@ class Maps(NamedTuple):
     """An array of one element for each processor."""
     control: int
     """An array of one element, 64 bits: until when (ms since boot) there is a worker behind this program."""
+    blocked: int
+    """An array of one element, BLOCKED."""
     ring: int
 
 
-def program(allow: int, bare: int, mask: int, maps: Maps) -> bytes:
-    """The octets to load. `allow`, `bare`: what the marks' bits within `mask` become."""
+class Marks(NamedTuple):
+    """What the bits within `mask` become."""
+
+    allow: int
+    bare: int
+    syn: int
+    mask: int
+
+
+def hash_of(connection: bytes) -> int:
+    """64 bits. `connection`: both addresses and both ports as they stand in a packet, the source's first."""
+    hashed = int.from_bytes(connection[-4:], sys.byteorder)
+    for (word,) in _WORD.iter_unpack(connection[:-4]):
+        hashed = hashed * _SPREAD & _64 ^ word
+    return hashed * _SPREAD & _64
+
+
+def program(marks: Marks, maps: Maps) -> bytes:
+    """The octets to load."""
     a = Assembler()
     begin(a)
     by_family(a)
@@ -91,9 +119,11 @@ def program(allow: int, bare: int, mask: int, maps: Maps) -> bytes:
     a.label("ipv6")
     _family(a, maps, is_ipv6=True)
     a.label("known")
-    _let_through(a, allow, mask, maps)
-    a.label("bare")
-    _mark(a, bare, mask)
+    _let_through(a, marks, maps)
+    for name, mark in (("bare", marks.bare), ("syn", marks.syn)):
+        a.label(name)
+        _only_not_blocked(a, maps)
+        _mark(a, mark, marks.mask)
     return a.code()
 
 
@@ -102,15 +132,17 @@ def _family(a: Assembler, maps: Maps, *, is_ipv6: bool) -> None:
     tcp = ETHERNET + (40 if is_ipv6 else 20)
     _check_headers(a, tcp, is_ipv6=is_ipv6)
     # r9: octets of payload; r2: flags; r3: octets of the TCP header.
+    a.op("add", R3, tcp)
+    a.store("dw", R10, _AT, R3)
+    a.store("dw", R10, _SEQUENCE, R2)  # flags, for the moment
+    _hash(a, tcp, is_ipv6=is_ipv6)
+    a.load("dw", R2, R10, _SEQUENCE)
     a.op("mov", R4, R2)
     a.op("and", R4, _SYN)
     syn = a.fresh("syn")
     a.jump("jne", R4, 0, syn)
     a.jump("jeq", R9, 0, "bare")
-    a.op("add", R3, tcp)
-    a.store("dw", R10, _AT, R3)
-    a.store("dw", R10, _SEQUENCE, R2)  # flags, for the moment
-    _find_slot(a, maps, tcp, is_ipv6=is_ipv6)
+    _find_slot(a, maps, is_ipv6=is_ipv6)
     slot = SLOT6 if is_ipv6 else SLOT4
     # r0: the slot. Is it this connection's, and this its first octet? Whatever comes, it is no more.
     for offset, place in _addresses(is_ipv6=is_ipv6):
@@ -139,9 +171,9 @@ def _family(a: Assembler, maps: Maps, *, is_ipv6: bool) -> None:
     a.label(syn)
     a.op("and", R2, 0x3F)
     a.jump("jne", R2, _SYN, "pass")
-    a.op("mov", R5, R9)
-    a.store("dw", R10, _SEQUENCE, R5)
-    _find_slot(a, maps, tcp, is_ipv6=is_ipv6)
+    a.load("h", R0, R7, tcp + 2)
+    a.jump("jeq", R0, socket.htons(ENCRYPTED_DNS_PORT), "pass")
+    _find_slot(a, maps, is_ipv6=is_ipv6)
     a.load("w", R1, R7, tcp + 4)
     a.to_big(R1, 32)
     a.op("add", R1, 1, bits=32)
@@ -150,11 +182,10 @@ def _family(a: Assembler, maps: Maps, *, is_ipv6: bool) -> None:
         a.load("w", R1, R7, offset)
         a.store("w", R0, place, R1)
     a.load("w", R1, R7, tcp)
-    a.load("dw", R2, R10, _SEQUENCE)
     with_data = a.fresh("with_data")
-    a.jump("jne", R2, 0, with_data)
+    a.jump("jne", R9, 0, with_data)
     a.store("w", R0, slot.size - 8, R1)
-    a.go("bare")
+    a.go("syn")
     a.label(with_data)  # RFC 7413: nothing is awaited
     a.store("w", R0, slot.size - 8, 0)
     a.go("pass")
@@ -192,8 +223,8 @@ def _addresses(*, is_ipv6: bool) -> list[tuple[int, int]]:
     return [(first + 4 * number, 4 * number) for number in range(words)]
 
 
-def _find_slot(a: Assembler, maps: Maps, tcp: int, *, is_ipv6: bool) -> None:
-    """r0: the slot of this connection."""
+def _hash(a: Assembler, tcp: int, *, is_ipv6: bool) -> None:
+    """What `hash_of` says of this connection, to the stack."""
     a.load("w", R1, R7, tcp)
     a.constant(R2, _SPREAD)
     for offset, _ in _addresses(is_ipv6=is_ipv6):
@@ -201,10 +232,25 @@ def _find_slot(a: Assembler, maps: Maps, tcp: int, *, is_ipv6: bool) -> None:
         a.load("w", R3, R7, offset)
         a.op("xor", R1, R3)
     a.op("mul", R1, R2)
+    a.store("dw", R10, _HASH, R1)
+
+
+def _find_slot(a: Assembler, maps: Maps, *, is_ipv6: bool) -> None:
+    """r0: the slot of this connection."""
+    a.load("dw", R1, R10, _HASH)
     a.op("rsh", R1, 64 - ((SLOTS6 if is_ipv6 else SLOTS4) - 1).bit_length())
     a.store("w", R10, _ZERO, R1)
     look_up(a, maps.slots6 if is_ipv6 else maps.slots4, _ZERO)
     a.jump("jeq", R0, 0, "pass")
+
+
+def _only_not_blocked(a: Assembler, maps: Maps) -> None:
+    a.load("dw", R1, R10, _HASH)
+    a.op("rsh", R1, 64 - BLOCKED_BITS)
+    a.map_value(R2, maps.blocked)
+    a.op("add", R2, R1)
+    a.load("b", R0, R2, 0)
+    a.jump("jne", R0, 0, "pass")
 
 
 def _write_keys(a: Assembler, tcp: int, *, is_ipv6: bool) -> None:
@@ -232,7 +278,7 @@ def _write_keys(a: Assembler, tcp: int, *, is_ipv6: bool) -> None:
     a.store("h", R10, _EVENT + 14, R0)
 
 
-def _let_through(a: Assembler, allow: int, mask: int, maps: Maps) -> None:
+def _let_through(a: Assembler, marks: Marks, maps: Maps) -> None:
     """r6: the packet, r9: octets of payload; the keys, and where the payload begins, on the stack."""
     _find_client(a, maps)
     a.store("dw", R10, _ZERO, 0)
@@ -255,7 +301,7 @@ def _let_through(a: Assembler, allow: int, mask: int, maps: Maps) -> None:
     a.load("w", R1, R0, 0)
     a.store("w", R10, _EVENT + 8, R1)
     tell(a, maps.ring, _EVENT, EVENT.size)
-    _mark(a, allow, mask)
+    _mark(a, marks.allow, marks.mask)
 
 
 def _mark(a: Assembler, value: int, mask: int) -> None:

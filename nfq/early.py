@@ -18,6 +18,8 @@ from bpf.kernel import MMAPABLE, NO_PREALLOC, Kernel, KernelError, MapType
 from bpf.numbers import Numbers
 from bpf.ring import HEAD, Ring, boottime_ms, whole_ms
 from nfq.classifier import (
+    BLOCKED,
+    BLOCKED_BITS,
     CLIENT_KEY,
     CLIENT_VALUE,
     EVENT,
@@ -30,6 +32,8 @@ from nfq.classifier import (
     SLOTS4,
     SLOTS6,
     Maps,
+    Marks,
+    hash_of,
     program,
 )
 from nfq.fold import NONE_PASSED, Passed, Row, in_order
@@ -39,6 +43,9 @@ CLIENT_S: Final = 10
 """So long after one of a client's connections came by the queue others of its pass before it."""
 LEASE_MS: Final = 1000
 """So long after the worker last looked the program lets connections pass: a worker that hangs learns of none."""
+BLOCKED_MS: Final = 60_000
+"""So long, and up to twice that, after a connection was blocked its segments without data are for the rules to judge.
+Both ends are reset; what a client sends later still says nothing."""
 MAX_CLIENTS: Final = 4096
 MAX_HELLOS: Final = 2048
 """Names and addresses, each in a group: as many as the hook remembers. What nothing passes by goes for new ones."""
@@ -53,8 +60,11 @@ _STEP: Final = (HEAD + EVENT.size) // 4
 class Early:
     """One worker's. Raises: KernelError at the start, where the kernel has or allows nothing of this."""
 
-    def __init__(self, mask: int) -> None:
-        """`mask`: where in a packet's mark ours stands."""
+    def __init__(self, mask: int, *, marks_bare: bool = True) -> None:
+        """`mask`: where in a packet's mark ours stands.
+
+        `marks_bare`: on segments without data, too; only if no other worker blocks connections.
+        """
         self.counters: Final = {
             "early": 0,
             "early_interfaces": 0,
@@ -80,6 +90,10 @@ class Early:
         self._templates: dict[int, bytes] = {}
         self._old_templates: dict[int, bytes] = {}
         """For what a processor was about to write when everything was forgotten."""
+        self._blocked: set[int] = set()
+        """Places in the table of connections that were blocked."""
+        self._blocked_before: set[int] = set()
+        self._blocked_turn_ms = 0
         self._left: list[Passed] = []
         self._is_over = False
         self.sample: tuple[Row, int] | None = None
@@ -93,15 +107,21 @@ class Early:
         self._hello_map = create(MapType.HASH, *size, MAX_HELLOS, flags=NO_PREALLOC, name="gh_hellos")
         self._scratch = create(MapType.PERCPU_ARRAY, 4, SCRATCH, 1, name="gh_scratch")
         self._control_map = create(MapType.ARRAY, 4, 8, 1, flags=MMAPABLE, name="gh_control")
+        self._blocked_map = create(MapType.ARRAY, 4, BLOCKED.size, 1, flags=MMAPABLE, name="gh_blocked")
         self._ring = Ring(kernel, RING, EVENT.size, name="gh_passed")
         page = mmap.mmap(self._control_map, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._until = memoryview(page).cast("Q")
+        self._blocked_table = mmap.mmap(
+            self._blocked_map, BLOCKED.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+        )
         maps = Maps(
             self._slots4, self._slots6, self._client_map, self._hello_map, self._scratch, self._control_map,
-            self._ring.fd,
+            self._blocked_map, self._ring.fd,
         )  # fmt: skip
-        allow, bare = (int(mark) * (mask & -mask) for mark in (Mark.ALLOW, Mark.BARE))
-        self.program: Final = kernel.load(program(allow, bare, mask, maps), "gh_tls")
+        lowest = mask & -mask
+        bare, syn = (Mark.BARE, Mark.SYN) if marks_bare else (Mark.UNDECIDED, Mark.UNDECIDED)
+        marks = Marks(Mark.ALLOW * lowest, bare * lowest, syn * lowest, mask)
+        self.program: Final = kernel.load(program(marks, maps), "gh_tls")
 
     def attach(self, interfaces: Iterable[str]) -> None:
         """Stand at these interfaces, those that there are and that carry Ethernet, and at no others.
@@ -136,7 +156,7 @@ class Early:
     def close(self) -> None:
         self.stop()
         fds = (self.program, self._slots4, self._slots6, self._client_map, self._hello_map, self._scratch,
-               self._control_map, self._ring.fd)  # fmt: skip
+               self._control_map, self._blocked_map, self._ring.fd)  # fmt: skip
         for fd in fds:
             os.close(fd)
 
@@ -187,6 +207,21 @@ class Early:
         """Is there something for the next look to put into the kernel's table?"""
         return bool(self._waiting)
 
+    def block(self, connection: bytes) -> None:
+        """It was blocked: what its client still sends is for the rules to judge, data or none.
+
+        `connection`: as `hash_of` takes it.
+        """
+        at = hash_of(connection) >> 64 - BLOCKED_BITS
+        self._blocked.add(at)
+        self._blocked_table[at] = 1
+
+    def _turn_blocked(self, now_ms: int) -> None:
+        self._blocked_turn_ms = now_ms + BLOCKED_MS
+        for at in self._blocked_before - self._blocked:
+            self._blocked_table[at] = 0
+        self._blocked_before, self._blocked = self._blocked, set()
+
     def forget(self) -> None:
         """Another policy or another hour: nobody and nothing is known any more, from now on."""
         if not self._clients and not self._keys and not self._waiting:
@@ -220,6 +255,8 @@ class Early:
         """What has passed since the last time, MAX_READ at most. The worker lives: the lease begins anew, and what was
         allowed since may pass."""
         self._until[0] = now_ms + LEASE_MS
+        if now_ms >= self._blocked_turn_ms:
+            self._turn_blocked(now_ms)
         if self._waiting:
             self._put_waiting()
         return self._left.pop(0) if self._left else self._read()
@@ -258,10 +295,10 @@ class Early:
         )
 
 
-def open_early(mask: int, interfaces: Iterable[str]) -> Early | None:
+def open_early(mask: int, interfaces: Iterable[str], *, marks_bare: bool = True) -> Early | None:
     """None where the kernel has or allows nothing of this; then all connections go by the queue."""
     try:
-        early = Early(mask)
+        early = Early(mask, marks_bare=marks_bare)
     except (OSError, ValueError):  # a KernelError mostly; or there is no memory to map
         return None
     try:

@@ -5,10 +5,12 @@ Idempotent: applying twice is applying once; other people's rules are not touche
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from nfq import kernel, rules
 from nfq.admission import ADMIT, Admitted, iptables_admit, nft_admit
@@ -22,6 +24,10 @@ _RATE_MASKS: Final = (
     ("/proc/sys/net/ipv4/icmp_ratemask", "6160"),
     ("/proc/sys/net/ipv6/icmp/ratemask", "0-0,3-127"),
 )
+
+
+_Jump: TypeAlias = tuple[str, str, str]
+"""Table, chain, rule."""
 
 
 class Listed(NamedTuple):
@@ -223,19 +229,21 @@ class Iptables:
     def apply(self) -> None:
         for family, tool in _FAMILIES:
             _run([f"{tool}-restore", "--noflush", "--wait", "5"], rules.iptables(self._plan, family))
-            for table, chain, ours in _jumps(family):
-                if not _is_there(tool, table, chain, ours):
-                    _run([tool, "-w", "5", "-t", table, "-I", chain, "1", "-j", ours])
+            there, _ = kernel.find_ours(_run([f"{tool}-save"]))
+            wanted = rules.jumps(self._plan, family)
+            # What another plan, or another version of this program, has left would show packets to our chains twice.
+            lines = [(table, f"-D {chain} {rule}") for table, chain, rule in _without(there, wanted)]
+            lines += [(table, f"-I {chain} 1 {rule}") for table, chain, rule in reversed(_without(wanted, there))]
+            _restore(tool, lines)
         self._reference = self.look().ours
 
     def remove(self) -> None:
-        for family, tool in _FAMILIES:
-            for table, chain, ours in _jumps(family):
-                while _is_there(tool, table, chain, ours):
-                    _run([tool, "-w", "5", "-t", table, "-D", chain, "-j", ours])
-            for order in ("-F", "-X"):  # first empty them all: a chain that another jumps to cannot be deleted
-                for table, chain in rules.CHAINS:
-                    _try([tool, "-w", "5", "-t", table, order, chain])
+        for _, tool in _FAMILIES:
+            jumps, chains = kernel.find_ours(_said([f"{tool}-save"]))
+            lines = [(table, f"-D {chain} {rule}") for table, chain, rule in jumps]
+            # First empty them all: a chain that another jumps to cannot be deleted.
+            lines += [(table, f"{order} {chain}") for order in ("-F", "-X") for table, chain in chains]
+            _restore(tool, lines)
         for name in (rules.SET4, rules.SET6):
             _try(["ipset", "destroy", name])
 
@@ -282,12 +290,28 @@ class Iptables:
         return all(made)
 
 
-def _jumps(family: int) -> list[tuple[str, str, str]]:
-    return [(table, chain, ours) for table, chain, ours in rules.JUMPS if family == 4 or ours not in rules.ONLY4]
+def _restore(tool: str, lines: Sequence[tuple[str, str]]) -> None:
+    """Each line in its table, in this order."""
+    for table in dict.fromkeys(table for table, _ in lines):
+        text = "".join(f"{line}\n" for where, line in lines if where == table)
+        _run([f"{tool}-restore", "--noflush", "--wait", "5"], f"*{table}\n{text}COMMIT\n")
 
 
-def _is_there(tool: str, table: str, chain: str, ours: str) -> bool:
-    return _try([tool, "-w", "5", "-t", table, "-C", chain, "-j", ours])
+def _without(some: Sequence[_Jump], others: Sequence[_Jump]) -> list[_Jump]:
+    """Those of `some` that are not in `others`, each as often as it is there oftener."""
+    counts = Counter(others)
+    left = []
+    for each in some:
+        if counts[each]:
+            counts[each] -= 1
+        else:
+            left.append(each)
+    return left
+
+
+def _plain(jumps: Sequence[_Jump]) -> list[_Jump]:
+    """Without the marks for which they are: those depend on what the agent alone knows."""
+    return [(table, chain, re.sub(r"-m mark (! )?--mark \S+ ", "", rule)) for table, chain, rule in jumps]
 
 
 def _try(command: list[str], text: str = "") -> bool:
@@ -336,10 +360,9 @@ def missing_parts(plan: rules.Plan, backend: str = "auto") -> list[str]:
         there = kernel.count_iptables(_said([f"{tool}-save"]))
         wanted = kernel.count_iptables(rules.iptables(plan, family))
         missing += [f"{tool} {chain}" for chain, lines in wanted.items() if there.get(chain, -1) < lines]
+        jumps, _ = kernel.find_ours(_said([f"{tool}-save"]))
         missing += [
-            f"{tool} {chain} to {ours}"
-            for table, chain, ours in _jumps(family)
-            if not _is_there(tool, table, chain, ours)
+            f"{tool} {chain} {rule}" for _, chain, rule in _without(_plain(rules.jumps(plan, family)), _plain(jumps))
         ]
     return missing
 

@@ -20,6 +20,7 @@ from nfq.packet import RST, SYN, TCP, Packet, ends_of, parse
 from nfq.quic import Budget, Initials, Outcome
 from nfq.tls import Hello
 from nfq.tls import parse as parse_tls
+from policy.bypass import ENCRYPTED_DNS_PORT
 from policy.errors import PacketError
 from policy.event import MAX_NAME, MAX_PATH, Blind, Flow, Seen
 from policy.frame import Client, event_bytes, flows_of
@@ -62,6 +63,8 @@ class Ahead(Protocol):
 
     def allow(self, group: int, name: bytes, dst: bytes, dport: int, has_ech: bool, template: bytes) -> None: ...
 
+    def block(self, connection: bytes) -> None: ...
+
     def forget(self) -> None: ...
 
 
@@ -102,6 +105,7 @@ _OF_OUTCOME: Final = {
 _OVERLOAD: Final = Sight(blind=Blind.OVERLOAD)
 _OPAQUE: Final = Sight(blind=Blind.OPAQUE)
 _NEVER: Final = (0.0, 0)
+_DOT: Final = Decision(Verdict.BLOCK, Reason.BYPASS, "bypass:dot")
 _ALLOW, _BLOCK, _PAGE = int(Mark.ALLOW), int(Mark.BLOCK), int(Mark.PAGE)
 
 
@@ -256,9 +260,11 @@ class Hook:
             self._counts["bad_packets"] += 1
             return 0
         key = packet.key
+        if packet.protocol == TCP and packet.flags & RST:
+            return 0
+        if packet.dport == ENCRYPTED_DNS_PORT:
+            return self._flows.find_mark(key, packet.seq) or self._receive_dot(key, packet, mac, now)
         if packet.protocol == TCP:
-            if packet.flags & RST:
-                return 0
             if packet.flags & SYN and not self._flows.began_at(key, packet.seq):
                 left = self._flows.forget(key)
                 if left is not None:
@@ -297,6 +303,17 @@ class Hook:
         self._flows.decide(key, _BLOCK, packet.seq)
         self._record(key, mac, Sight(), self._known(b"", decision, group), now)
         self._counts["blocked"] += 1
+        return _BLOCK
+
+    def _receive_dot(self, key: Key, packet: Packet, mac: bytes, now: Now) -> int:
+        """The first packet to the port of encrypted DNS: the rules refuse it to everybody. Here it goes on record."""
+        known = self._known(b"", _DOT, self.decider.group_of(packet.src, mac))
+        self._flows.decide(key, _BLOCK, packet.seq)
+        self._record(key, mac, Sight(), known, now)
+        if packet.payload:
+            self._block(packet, Sight(), _DOT)
+        else:
+            self._counts["blocked"] += 1
         return _BLOCK
 
     def handle_timer(self, now: Now) -> None:
@@ -523,6 +540,8 @@ class Hook:
 
     def _record(self, key: Key, mac: bytes, sight: Sight, known: _Known, now: Now) -> Flow:
         src, dst, sport, dport, protocol = ends_of(key)
+        if known.mark != _ALLOW and protocol == TCP and self._ahead is not None:
+            self._ahead.block(key)
         _, seen, blind, method, path = sight
         self._flows_seen += 1
         if blind:

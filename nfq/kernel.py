@@ -84,6 +84,20 @@ def read_nft(text: str) -> Saved:
     return Saved(tuple(ours), offered)
 
 
+def find_ours(text: str, prefix: str = "GH-") -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
+    """`iptables-save`: (table, built-in chain, rule) of what leads to our chains, and (table, chain) of those."""
+    jumps, chains, table = [], [], ""
+    for line in text.splitlines():
+        words = line.split(" ", 2)
+        if line.startswith("*"):
+            table = line[1:]
+        elif line.startswith(f":{prefix}"):
+            chains.append((table, words[0][1:]))
+        elif len(words) == 3 and words[0] == "-A" and not words[1].startswith(prefix) and f" {prefix}" in words[2]:
+            jumps.append((table, words[1], words[2]))
+    return jumps, chains
+
+
 def find_flowtables(text: str, ours: str = "gatehouse") -> list[tuple[str, str, str]]:
     """`nft list flowtables`: (family, table, flowtable) of everybody else's."""
     found: list[tuple[str, str, str]] = []

@@ -17,5 +17,9 @@ class Mark(IntEnum):
     """On our own answers, which belong to no connection that conntrack knows."""
     REFUSED = 5
     """On packets of a device that is not admitted (`nfq.admission`); never in the conntrack mark."""
+    STOPPED = 6
+    """On what a client sends of a flow that was blocked before; never in the conntrack mark."""
     BARE = 8
     """On TCP segments without data, which nothing can be learnt from (`nfq.early`); never in the conntrack mark."""
+    SYN = 12
+    """On the first of them, of which only the destination can matter; never in the conntrack mark."""

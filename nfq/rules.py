@@ -1,15 +1,19 @@
 """The firewall rules, from one description, for two back-ends. Text only; `nfq.firewall` applies it.
 
-What the rules do, in the order a packet meets them:
- 1. nat prerouting: LAN questions to anybody's port 53 go to the DNS hook, while its lease lives (always, if closed).
+What the rules do, in the order a packet from the LAN meets them:
+ 1. nat prerouting: questions to anybody's port 53 go to the DNS hook, while its lease lives (always, if closed).
  2. mangle forward: where the legal profile asks for identity, whoever is not admitted is marked (`nfq.admission`);
-    an undecided flow's first packets that carry data go to our queues.
- 3. filter forward, first of all: whoever is not admitted is rejected, whatever the flow's; the verdict that came back
-    as packet mark is written into the conntrack mark (the first one wins); port 853 is refused; blocked flows are
-    rejected.
-Every packet that is forwarded pays for the rules it is shown, so chains are trees: two questions to a packet from the
-WAN, and what is asked of few packets stands where only they come by. Where `nfq.early` stands at the LAN, segments
-without data come with a mark and are asked nothing more in mangle, but a SYN whether it goes to a listed address.
+    an undecided flow's first packets that carry data go to our queues, and so does a SYN to a listed address; a flow to
+    port 853 is blocked from its first packet on, which goes to our queues for the record; of a flow that is blocked
+    each packet is marked.
+ 3. filter forward, first of all, for packets with such a mark alone: whoever is not admitted is rejected, whatever the
+    flow's; the verdict that came back as packet mark is written into the conntrack mark (the first one wins); blocked
+    flows are rejected.
+Every packet that is forwarded pays for the rules it is shown, and what it costs to ask depends: for a mark next to
+nothing, for an interface's name five times that, for a conntrack mark (iptables) twenty times. So a packet from the WAN
+is asked two things, whence it comes and whether it has a mark; and where `nfq.early` stands at the LAN, so is a segment
+without data, which comes with a mark. Of a blocked flow what the client sends is rejected: nothing reaches the server,
+whose own end was reset, and what that had sent before can be let through.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import Final, NamedTuple
 from nfq.admission import ADMIT as ADMIT_CHAIN
 from nfq.admission import NFT_SETS, NOBODY, REFUSE, Admission, iptables_admit, iptables_refuse, nft_chain
 from nfq.mark import Mark
+from policy.bypass import ENCRYPTED_DNS_PORT
 from policy.config import Config
 
 INSPECTED: Final = 64
@@ -78,8 +83,13 @@ class Plan(NamedTuple):
 
     @property
     def verdicts(self) -> int:
-        """The bits in which a verdict differs from no verdict; Mark.BARE is outside of them."""
-        return (self.mask & -self.mask) * (int(Mark.BARE) - 1)
+        """The bits of which one is set in each mark that filter has to act upon, and none in Mark.BARE or Mark.SYN."""
+        return (self.mask & -self.mask) * (int(Mark.ALLOW) | int(Mark.BLOCK))
+
+    @property
+    def asks_marked(self) -> bool:
+        """Has mangle questions for packets that come with a mark, too?"""
+        return self.admission is not None or (self.early and self.sets)
 
     @property
     def stopped(self) -> str:
@@ -104,34 +114,25 @@ def plan_of(config: Config, nat: tuple[NatBlock, ...] = ()) -> Plan:
 
 
 ORIGINAL: Final = "--connbytes-dir original --connbytes-mode packets"
-CHAINS: Final = (
-    ("nat", "GH-DNS"),
-    ("nat", "GH-NAT"),
-    ("mangle", "GH-QUEUE"),
-    ("mangle", "GH-FIRST"),
-    ("mangle", "GH-BARE"),
-    ("mangle", "GH-ASK"),
-    ("mangle", ADMIT_CHAIN),
-    ("mangle", REFUSE),
-    ("mangle", "GH-LEASE"),
-    ("filter", "GH-VERDICT"),
-    ("filter", "GH-LAN"),
-    ("filter", "GH-STOP"),
-    ("filter", "GH-PAGE"),
-    ("filter", "GH-BLOCKED"),
-    ("raw", "GH-INJECTED"),
-)
-"""iptables: (table, our chain)."""
-JUMPS: Final = (
-    ("nat", "PREROUTING", "GH-DNS"),
-    ("nat", "POSTROUTING", "GH-NAT"),
-    ("mangle", "FORWARD", "GH-QUEUE"),
-    ("mangle", "OUTPUT", "GH-LEASE"),
-    ("filter", "FORWARD", "GH-VERDICT"),
-    ("raw", "OUTPUT", "GH-INJECTED"),
-)
-"""iptables: (table, built-in chain, our chain); each jump stands first in its chain. GH-NAT: IPv4 only."""
-ONLY4: Final[frozenset[str]] = frozenset({"GH-NAT"})
+
+
+def jumps(plan: Plan, family: int) -> list[tuple[str, str, str]]:
+    """iptables: (table, built-in chain, rule), as `iptables-save` writes it. They stand first, in this order."""
+    if plan.admission is not None:
+        marked = ""
+    elif plan.asks_marked:
+        marked = f"-m mark ! --mark {plan.mark(Mark.BARE)} "
+    else:
+        marked = f"-m mark --mark 0x0/{plan.mask:#x} "
+    found = [
+        ("nat", "PREROUTING", "-j GH-DNS"),
+        ("nat", "POSTROUTING", "-j GH-NAT"),
+        *(("mangle", "FORWARD", f"-i {lan} {marked}-j GH-QUEUE") for lan in plan.lan),
+        ("mangle", "OUTPUT", "-j GH-LEASE"),
+        ("filter", "FORWARD", f"-m mark ! --mark 0x0/{plan.verdicts:#x} -j GH-VERDICT"),
+        ("raw", "OUTPUT", "-j GH-INJECTED"),
+    ]
+    return [jump for jump in found if family == 4 or jump[2] != "-j GH-NAT"]  # no NAT for IPv6
 
 
 def iptables(plan: Plan, family: int) -> str:
@@ -158,51 +159,58 @@ def iptables(plan: Plan, family: int) -> str:
                 lines.append(
                     f"-A GH-DNS -i {lan} -p {protocol} --dport 53 {lease}-j REDIRECT --to-ports {plan.dns_port}"
                 )
-    lines += ["COMMIT", "*mangle", *(f":GH-{name} - [0:0]" for name in ("QUEUE", "FIRST", "BARE", "ASK"))]
+    lines += ["COMMIT", "*mangle", *(f":GH-{name} - [0:0]" for name in ("QUEUE", "FIRST", "SYN", "DOT", "ASK"))]
     lines += _iptables_admission(plan, lease)
-    lines += [f"-A GH-QUEUE -m mark --mark {plan.mark(Mark.BARE)} -g GH-BARE"] if plan.early and plan.queues else []
-    lines += (
-        [] if not plan.queues else [f"-A GH-QUEUE -i {lan} -m connmark --mark 0/{mask} -j GH-FIRST" for lan in plan.lan]
-    )
+    if plan.asks_marked:
+        lines += [
+            *([f"-A GH-QUEUE -m mark --mark {plan.mark(Mark.SYN)} -g GH-SYN"] if plan.early else []),
+            f"-A GH-QUEUE -m mark ! --mark 0/{mask} -j RETURN",
+        ]
+    lines += [
+        f"-A GH-QUEUE -m connmark --mark 0/{mask} -g GH-FIRST",
+        f"-A GH-QUEUE -m connmark --mark {plan.stopped} -j MARK --set-xmark {plan.mark(Mark.STOPPED)}",
+    ]
     lines.append(":GH-LEASE - [0:0]")
     if not plan.closed:
         lines.append(f"-A GH-LEASE -o lo -p udp --dport {LEASE_PORT} {recent} --set -j DROP")
+    lines += [f"-A GH-FIRST -p {protocol} --dport {ENCRYPTED_DNS_PORT} -g GH-DOT" for protocol in ("tcp", "udp")]
     lines += [
-        *(
-            [f"-A {chain} -p tcp --syn -m set --match-set {listed} dst -g GH-ASK" for chain in ("GH-FIRST", "GH-BARE")]
-            if plan.sets
-            else []
-        ),
-        "-A GH-FIRST -p udp -g GH-ASK",
-        "-A GH-FIRST -p tcp --tcp-flags PSH PSH -g GH-ASK",
-        f"-A GH-FIRST -p tcp -m length --length {SMALLEST}:65535 -g GH-ASK",
-        *([] if plan.closed else [f"-A GH-ASK -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN"]),
-        *([f"-A GH-ASK -m mark --mark {plan.mark(Mark.ALLOW)} -j RETURN"] if plan.early else []),
-        "-A GH-ASK -m conntrack --ctdir REPLY -j RETURN",
-        f"-A GH-ASK {queue}",
+        f"-A GH-DOT -j CONNMARK --set-xmark {plan.mark(Mark.BLOCK)}",
+        f"-A GH-DOT -j MARK --set-xmark {plan.mark(Mark.STOPPED)}",
+    ]
+    if plan.queues:
+        lines += ["-A GH-DOT -g GH-ASK"]
+        if plan.sets:
+            to_listed = f"-m set --match-set {listed} dst -g GH-ASK"
+            lines += [f"-A GH-FIRST -p tcp --syn {to_listed}", f"-A GH-SYN {to_listed}"]
+        lines += [
+            "-A GH-FIRST -p udp -g GH-ASK",
+            "-A GH-FIRST -p tcp --tcp-flags PSH PSH -g GH-ASK",
+            f"-A GH-FIRST -p tcp -m length --length {SMALLEST}:65535 -g GH-ASK",
+            *([] if plan.closed else [f"-A GH-ASK -m connbytes --connbytes {INSPECTED + 1}: {ORIGINAL} -j RETURN"]),
+            "-A GH-ASK -m conntrack --ctdir REPLY -j RETURN",
+            f"-A GH-ASK {queue}",
+        ]
+    lines += [
         "COMMIT",
         "*filter",
         ":GH-VERDICT - [0:0]",
-        ":GH-LAN - [0:0]",
         ":GH-STOP - [0:0]",
         ":GH-BLOCKED - [0:0]",
         ":GH-PAGE - [0:0]",
-        *([f"-A GH-VERDICT -m mark --mark {plan.mark(Mark.REFUSED)} -j GH-BLOCKED"] if plan.admission else []),
-        *(f"-A GH-VERDICT -i {lan} -j GH-LAN" for lan in plan.lan),
-        f"-A GH-VERDICT -m connmark --mark {plan.stopped} -j GH-STOP",
-        f"-A GH-LAN -m mark ! --mark 0/{plan.verdicts:#x} -m connmark --mark 0/{mask} {save}",
-        "-A GH-LAN -p tcp --dport 853 -j REJECT --reject-with tcp-reset",
-        f"-A GH-LAN -p udp --dport 853 -j REJECT --reject-with {unreachable}",
-        f"-A GH-STOP -m connmark --mark {page} -j GH-PAGE",
-        "-A GH-STOP -j GH-BLOCKED",
-    ]
-    lines += [
+        *([f"-A GH-VERDICT -m mark --mark {plan.mark(Mark.REFUSED)} -g GH-BLOCKED"] if plan.admission else []),
+        f"-A GH-VERDICT -m connmark --mark 0/{mask} {save}",
+        f"-A GH-VERDICT -m connmark --mark {plan.stopped} -g GH-STOP",
+        # The server's end was reset once, and if that was lost, the client's own reset does it.
+        "-A GH-STOP -p tcp --tcp-flags RST RST -j RETURN",
+        f"-A GH-STOP -m connmark --mark {page} -g GH-PAGE",
+        "-A GH-STOP -g GH-BLOCKED",
         "-A GH-BLOCKED -p tcp -j REJECT --reject-with tcp-reset",
         f"-A GH-BLOCKED -j REJECT --reject-with {unreachable}",
         # The request itself, and bare acknowledgements of the page: the server's reset in answer would destroy it.
         f"-A GH-PAGE -m mark --mark {page} -j DROP",
         "-A GH-PAGE -p tcp --tcp-flags FIN,SYN,PSH NONE -j DROP",
-        "-A GH-PAGE -j GH-BLOCKED",
+        "-A GH-PAGE -g GH-BLOCKED",
         "COMMIT",
         "*raw",
         ":GH-INJECTED - [0:0]",
@@ -223,7 +231,6 @@ def _iptables_admission(plan: Plan, lease: str) -> list[str]:
         f":{ADMIT_CHAIN} - [0:0]",
         f":{REFUSE} - [0:0]",
         *(f"-A GH-QUEUE -i {lan} {lease}-j {ADMIT_CHAIN}" for lan in plan.lan),
-        f"-A GH-QUEUE -m mark --mark {refused} -j RETURN",
         *iptables_refuse(plan.admission, refused, plan.closed),
     ]
 
@@ -296,7 +303,7 @@ def nft(plan: Plan) -> str:
         " set blocked4 { type ipv4_addr; flags interval, timeout; auto-merge; }",
         " set blocked6 { type ipv6_addr; flags interval, timeout; auto-merge; }",
     ]
-    refused, bare = int(Mark.REFUSED) * lowest, int(Mark.BARE) * lowest
+    refused, stopped, syn = (int(mark) * lowest for mark in (Mark.REFUSED, Mark.STOPPED, Mark.SYN))
     if plan.admission is not None:
         lines += [*NFT_SETS, *nft_chain(plan.admission, lan, refused, plan.mask, plan.closed)]
     lines += _nft_offload(plan, lan, allow)
@@ -307,19 +314,35 @@ def nft(plan: Plan) -> str:
         for protocol in ("udp", "tcp"):
             lease = "" if plan.closed else f" {protocol} dport @lease"
             lines.append(f"  iifname {lan} {protocol} dport 53{lease} redirect to :{plan.dns_port}")
-    lines += [" }", " chain first {", "  type filter hook forward priority mangle; policy accept;"]
+    lines += [
+        " }",
+        " chain first {",
+        "  type filter hook forward priority mangle; policy accept;",
+        f"  iifname != {lan} return",
+    ]
+    lines += [
+        *([f"  meta mark & {plan.mask:#x} == {syn:#x} goto listed"] if plan.early else []),
+        f"  meta mark & {plan.mask:#x} != 0 return",
+        f"  ct mark & {plan.mask:#x} == {allow:#x} return",
+        f"  ct mark & {plan.mask:#x} != 0 goto stopped",
+        f"  meta l4proto {{ tcp, udp }} th dport {ENCRYPTED_DNS_PORT} goto dot",
+    ]
     if plan.queues:
         lines += [
-            f"  iifname != {lan} return",
-            *([f"  meta mark & {plan.mask:#x} == {bare:#x} goto listed"] if plan.early else []),
-            f"  ct mark & {plan.mask:#x} != 0 return",
-            *([f"  meta mark & {plan.mask:#x} == {refused:#x} return"] if plan.admission else []),
             "  jump listed",
             "  meta l4proto udp goto ask",
             "  tcp flags & psh == psh goto ask",
             f"  meta l4proto tcp meta length >= {SMALLEST} goto ask",
         ]
     lines += [
+        " }",
+        " chain stopped {",
+        f"  meta mark set meta mark & {keep:#x} | {stopped:#x}",
+        " }",
+        " chain dot {",
+        f"  ct mark set ct mark & {keep:#x} | {block:#x}",
+        f"  meta mark set meta mark & {keep:#x} | {stopped:#x}",
+        "  goto ask",
         " }",
         " chain listed {",
         "  tcp flags & (syn | ack) == syn ip daddr @blocked4 goto ask",
@@ -329,22 +352,18 @@ def nft(plan: Plan) -> str:
     ]
     if plan.queues:
         lines += [
-            *([f"  meta mark & {plan.mask:#x} == {allow:#x} return"] if plan.early else []),
             "  ct direction reply return",
             *([] if plan.closed else [f"  ct original packets > {INSPECTED} return"]),
             f"  {queue}",
         ]
-    lines += [" }", " chain verdict {", "  type filter hook forward priority mangle + 1; policy accept;"]
-    if plan.admission is not None:
-        lines.append(f"  meta mark & {plan.mask:#x} == {refused:#x} goto blocked")
     lines += [
-        f"  iifname {lan} jump lan",
-        f"  ct mark & {plan.mask ^ lowest:#x} == {block:#x} goto stop",  # Mark.PAGE too: `Plan.stopped`
         " }",
-        " chain lan {",
-        f"  meta mark & {plan.verdicts:#x} != 0 ct mark & {plan.mask:#x} == 0 jump save",
-        "  tcp dport 853 reject with tcp reset",
-        "  udp dport 853 reject with icmpx type port-unreachable",
+        " chain verdict {",
+        "  type filter hook forward priority mangle + 1; policy accept;",
+        f"  meta mark & {plan.verdicts:#x} == 0 return",
+        *([f"  meta mark & {plan.mask:#x} == {refused:#x} goto blocked"] if plan.admission else []),
+        f"  ct mark & {plan.mask:#x} == 0 jump save",
+        f"  ct mark & {plan.mask ^ lowest:#x} == {block:#x} goto stop",  # Mark.PAGE too: `Plan.stopped`
         " }",
         " chain save {",
         # One line for each value: an OR of two registers needs a very new kernel.
@@ -354,6 +373,7 @@ def nft(plan: Plan) -> str:
         ),
         " }",
         " chain stop {",
+        "  tcp flags & rst == rst return",
         f"  ct mark & {plan.mask:#x} == {page:#x} goto page",
         "  goto blocked",
         " }",

@@ -159,9 +159,9 @@ class Bench:
         plan = rules.Plan(("br-lan",), queue, 1, MASK, 0, False, early=early)
         text = rules.iptables(plan, 4)
         self.restore(text)
-        for table, chain, ours in rules.JUMPS:
+        for table, chain, rule in rules.jumps(plan, 4):
             if table != "nat":
-                self.lab.run("router", f"iptables -t {table} -I {chain} 1 -j {ours}", check=True)
+                self.lab.run("router", f"iptables -t {table} -I {chain} 1 {rule}", check=True)
 
     def restore(self, text: str) -> None:
         self.lab.run("router", "iptables-restore --noflush", input=text, check=True)

@@ -11,18 +11,19 @@ from bpf.kernel import KernelError
 from bpf.ring import boottime_ms as now_ms
 from bpf.ring import whole_ms
 from nfq import classifier, tls
-from nfq.early import Early
+from nfq.early import BLOCKED_MS, Early
 from nfq.fold import Passed, fold_columns, merged
 from nfq.hook import Hook, Now
 from nfq.mark import Mark
 from nfq.packet import ACK, FIN, PSH, RST, SYN
 from policy.event import Flow
 from policy.frame import Client, event_bytes, flows_of
+from policy.verdict import Reason, Verdict
 from tests.fuzz.nfq import VECTORS, Mutator
 from tests.nfq.test_nfq_hook import MAC, Rules
 from tests.nfq.test_nfq_parsers import HELLO, LARGE, client_hello
 
-ALLOW, BARE, MASK, OTHERS = 0x01000000, 0x08000000, 0x0F000000, 0x00FF0001
+ALLOW, BARE, BARE_SYN, MASK, OTHERS = 0x01000000, 0x08000000, 0x0C000000, 0x0F000000, 0x00FF0001
 PQ = (VECTORS / "chromium156_pq_hello.bin").read_bytes()
 URG = 0x20
 NAME = b"www.example.org"
@@ -188,7 +189,7 @@ def test_only_the_very_first_data_of_a_connection_passes(bench: Bench, family: i
         assert bench.show(hello) == ALLOW
         assert bench.show(hello) == 0
     wrapped = bench.show(frame(b"", 0xFFFFFFFF, SYN, family=family)), bench.show(frame(HELLO, 0, family=family))
-    assert wrapped == (BARE, ALLOW)
+    assert wrapped == (BARE_SYN, ALLOW)
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -198,12 +199,55 @@ def test_segments_without_data_are_marked_as_such_whoever_sends_them(bench: Benc
             for options in (b"", bytes((1, 1, 8, 10)) + bytes(8)):
                 bare = frame(b"", 1000, flags, family=family, mac=mac, options=options)
                 # Below 60 octets the last ones of a frame are padding.
-                assert bench.show(bare + bytes(6), OTHERS | 0x03000000) == OTHERS | BARE
+                wanted = BARE_SYN if flags & SYN else BARE
+                assert bench.show(bare + bytes(6), OTHERS | 0x03000000) == OTHERS | wanted
                 assert bench.show(frame(b"x", 1000, flags, family=family, mac=mac, options=options), OTHERS) == OTHERS
     assert bench.show(frame(b"", 1000, SYN | ACK, family=family)) == 0, "an answer: the server is here"
     for what in ("ip options", "a fragment", "a later fragment", "a vlan tag", "udp", "somebody else's frame"):
         if family == 4:
             assert bench.show(ODD[what](frame(b"", 1000, ACK))) == 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_segments_without_data_of_a_connection_that_was_blocked_are_for_the_rules(bench: Bench, family: int) -> None:
+    def marks(sport: int) -> list[int]:
+        return [bench.show(frame(b"", 1000, flags, family=family, sport=sport)) for flags in (SYN, ACK, ACK | FIN, RST)]
+
+    records: list[Flow] = []
+    hook = Hook(Rules(b"bad.example.org"), records.append, ahead=bench.early)
+    assert marks(40_000) == [BARE_SYN, BARE, BARE, BARE]
+    blocked = frame(client_hello("bad.example.org"), family=family)
+    assert hook.receive(blocked[14:], MAC, now()) == Mark.BLOCK
+    assert marks(40_000) == [0, 0, 0, 0]
+    assert [mark for sport in range(41_000, 41_500) for mark in marks(sport)].count(0) <= 4, "who shares its place"
+    later = now_ms() + BLOCKED_MS
+    bench.early.take(later)
+    assert marks(40_000) == [0, 0, 0, 0]
+    hook.receive(blocked[14:], MAC, now())  # said again of the same connection, it changes nothing
+    bench.early.take(later + BLOCKED_MS)
+    assert marks(40_000) == [BARE_SYN, BARE, BARE, BARE]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_syn_to_encrypted_dns_is_for_the_rules(bench: Bench, family: int) -> None:
+    assert bench.show(frame(b"", 1000, SYN, family=family, dport=853)) == 0
+    records: list[Flow] = []
+    hook = Hook(Rules(), records.append, ahead=bench.early)
+    assert hook.receive(frame(b"", 1000, SYN, family=family, dport=853)[14:], MAC, now()) == Mark.BLOCK
+    (flow,) = records
+    assert (flow.dport, flow.verdict, flow.reason, flow.rule) == (853, Verdict.BLOCK, Reason.BYPASS, "bypass:dot")
+    assert not hook.resets, "there is nothing at the server yet"
+    # Again at once, as a client does that got no answer: it is on record already.
+    assert hook.receive(frame(b"", 1000, SYN, family=family, dport=853)[14:], MAC, now()) == Mark.BLOCK
+    assert len(records) == 1
+
+
+def test_where_others_block_too_segments_without_data_have_no_mark(bench: Bench) -> None:
+    one_of_several = Early(MASK, marks_bare=False)
+    for flags in (SYN, ACK):
+        tried = one_of_several.kernel.try_program(one_of_several.program, frame(b"", 1000, flags), OTHERS)
+        assert tried.mark == OTHERS
+    one_of_several.close()
 
 
 ODD: dict[str, Callable[[bytes], bytes]] = {

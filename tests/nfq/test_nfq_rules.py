@@ -76,7 +76,7 @@ def test_iptables_applied_twice_is_applied_once_and_removed_leaves_nothing(lab: 
     "damage",
     [
         "-t mangle -F GH-FIRST",
-        "-D FORWARD -j GH-VERDICT",
+        "-D FORWARD -m mark ! --mark 0/0x3000000 -j GH-VERDICT",
         "-t nat -D PREROUTING -j GH-DNS",
         "-t mangle -D GH-FIRST 1",
         "-I GH-VERDICT 1 -j ACCEPT",
