@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable
-from typing import Final
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
 
 from bpf.interface import Links
 from bpf.kernel import MMAPABLE, NO_PREALLOC, Kernel, KernelError, MapType
@@ -36,8 +38,9 @@ from nfq.classifier import (
     hash_of,
     program,
 )
-from nfq.fold import NONE_PASSED, Passed, Row, in_order
+from nfq.fold import MAX_ROWS, Row, places_of
 from nfq.mark import Mark
+from policy.frame import Fold
 
 CLIENT_S: Final = 10
 """So long after one of a client's connections came by the queue others of its pass before it."""
@@ -51,10 +54,22 @@ MAX_HELLOS: Final = 2048
 """Names and addresses, each in a group: as many as the hook remembers. What nothing passes by goes for new ones."""
 RING: Final = 1 << 18
 """Octets: 10,900 connections. A full ring is no loss: what finds no room takes the usual way."""
-MAX_READ: Final = 4096
 MAX_LOST: Final = 3
 """Of the one in each look that is asked about. By chance it happens once in 65,536 port pairs used again in seconds."""
+_EVER: Final = 1 << 62
 _STEP: Final = (HEAD + EVENT.size) // 4
+
+
+class Passed(NamedTuple):
+    """Connections that were let through."""
+
+    fold: Fold
+    """Their records, in order of time."""
+    unsure: int = 0
+    """How many of them had an outer encrypted_client_hello."""
+
+
+_NONE_PASSED: Final = Passed(Fold((), (), (), (), ()))
 
 
 class Early:
@@ -187,7 +202,8 @@ class Early:
         if key not in self._keys and key not in self._waiting and len(self._waiting) < MAX_HELLOS // 8:
             self._waiting[key] = template, has_ech
 
-    def _put_waiting(self) -> None:
+    def put_waiting(self) -> None:
+        """What was allowed since may pass now."""
         waiting, self._waiting = self._waiting, {}
         if len(self._keys) + len(waiting) > MAX_HELLOS:
             self._make_room()
@@ -246,53 +262,65 @@ class Early:
             gone = self.kernel.delete_many(self._hello_map, b"".join(keys), len(keys))
             for key in keys[gone:]:  # one was missing, which cannot be: none must stay whose record is gone
                 self.kernel.delete(self._hello_map, key)
-        while (passed := self._read()).ports:
+        while (passed := self._read(_EVER)).fold.ports:
             self._left.append(passed)
         numbers = map(self._keys.pop, keys)
         self._old_templates = {number: self._templates.pop(number) for number in numbers}
 
-    def take(self, now_ms: int) -> Passed:
-        """What has passed since the last time, MAX_READ at most. The worker lives: the lease begins anew, and what was
-        allowed since may pass."""
+    def take(self, now_ms: int, hold_ms: int = 0) -> Passed:
+        """What has passed since the last time, but for the last `hold_ms`; MAX_ROWS at most.
+
+        The worker lives: the lease begins anew, and what was allowed since may pass.
+        """
         self._until[0] = now_ms + LEASE_MS
         if now_ms >= self._blocked_turn_ms:
             self._turn_blocked(now_ms)
         if self._waiting:
-            self._put_waiting()
-        return self._left.pop(0) if self._left else self._read()
+            self.put_waiting()
+        return self._left.pop(0) if self._left else self._read(now_ms - hold_ms)
 
-    def _read(self) -> Passed:
-        found = self._ring.read(MAX_READ)
+    def _read(self, until_ms: int) -> Passed:
+        found = self._ring.read(MAX_ROWS)
         if not found:
-            return NONE_PASSED
+            return _NONE_PASSED
         words = found.cast("I")
-        low, who, which = (words[at::_STEP].tolist() for at in (2, 3, 4))
-        times = whole_ms(low, boottime_ms())
-        ports = found.cast("H")[10 :: 2 * _STEP].tolist()
-        half = found.cast("H")[11]
-        self._ring.release(len(found))
-        self.counters["early"] += len(ports)
+        times = whole_ms(words[2::_STEP].tolist(), boottime_ms())
+        # Two processors write in the order in which they reserved, not in that of their clocks: nearly in order.
+        count = len(times) if times[-1] <= until_ms else bisect_right(times, until_ms)
+        if not count:
+            return _NONE_PASSED
+        del times[count:]
+        who, which = (words[at::_STEP][:count].tolist() for at in (3, 4))
+        halves = found.cast("H")
+        ports = halves[10 :: 2 * _STEP][:count].tolist()
+        half = halves[11]
+        self._ring.release(count * 4 * _STEP)
+        self.counters["early"] += count
         self._used.update(which)
-        try:
-            clients = list(map(self._clients.named.__getitem__, who))
-            templates = list(map(self._templates.__getitem__, which))
-        except KeyError:
-            return self._read_old(times, who, which, ports)
-        self.sample = (templates[0], clients[0], ports[0], times[0]), half
-        return in_order(templates, clients, ports, times, sum(map((1).__and__, which)))
-
-    def _read_old(self, times: list[int], who: list[int], which: list[int], ports: list[int]) -> Passed:
-        """Among them are some from before everything was forgotten."""
-        clients, templates = {**self._clients.before, **self._clients.named}, {**self._old_templates, **self._templates}
-        known = [at for at in range(len(who)) if who[at] in clients and which[at] in templates]
-        self.counters["early_unknown"] += len(who) - len(known)
-        return in_order(
-            [templates[which[at]] for at in known],
-            [clients[who[at]] for at in known],
-            [ports[at] for at in known],
-            [times[at] for at in known],
-            sum(which[at] & 1 for at in known),
+        clients: Mapping[int, bytes] = self._clients.named
+        templates: Mapping[int, bytes] = self._templates
+        if not (clients.keys() >= set(who) and templates.keys() >= set(which)):
+            clients = {**self._clients.before, **clients}
+            templates = {**self._old_templates, **templates}
+            known = [at for at in range(count) if who[at] in clients and which[at] in templates]
+            self.counters["early_unknown"] += count - len(known)
+            if not known:
+                return _NONE_PASSED
+            times, who, which, ports = ([column[at] for at in known] for column in (times, who, which, ports))
+        self.sample = (templates[which[0]], clients[who[0]], ports[0], times[0]), half
+        if sorted(times) != times:
+            order = sorted(range(len(times)), key=times.__getitem__)
+            times, who, which, ports = ([column[at] for at in order] for column in (times, who, which, ports))
+        template_at, client_at = places_of(which), places_of(who)
+        fold = Fold(
+            list(map(templates.__getitem__, template_at)),
+            list(map(template_at.__getitem__, which)),
+            list(Counter(times).items()),
+            list(map(clients.__getitem__, client_at)),
+            list(map(client_at.__getitem__, who)),
+            ports,
         )
+        return Passed(fold, sum(map((1).__and__, which)))
 
 
 def open_early(mask: int, interfaces: Iterable[str], *, marks_bare: bool = True) -> Early | None:

@@ -7,31 +7,14 @@ Rule: nothing is lost or blurred; each flow keeps its own time, client and sourc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from itertools import chain
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Hashable, Sequence
+from typing import Final, TypeAlias, TypeVar
 
 from policy.frame import Fold
 
 Row: TypeAlias = tuple[bytes, bytes, int, int]
 """Template as `event_bytes` packs it, client and MAC in one, source port, milliseconds."""
 MAX_ROWS: Final = 4096
-
-
-class Passed(NamedTuple):
-    """Connections that were let through, column by column, in order of time."""
-
-    templates: list[bytes]
-    clients: list[bytes]
-    """Address and MAC in one."""
-    ports: list[int]
-    """Source ports."""
-    times_ms: list[int]
-    unsure: int
-    """How many of them had an outer encrypted_client_hello."""
-
-
-NONE_PASSED: Final = Passed([], [], [], [], 0)
 
 
 def fold(rows: Sequence[Row]) -> Fold:
@@ -43,8 +26,7 @@ def fold_columns(
     templates: Sequence[bytes], clients: Sequence[bytes], ports: Sequence[int], times: Sequence[int]
 ) -> Fold:
     """The same, column by column."""
-    template_at = {template: at for at, template in enumerate(dict.fromkeys(templates))}
-    client_at = {client: at for at, client in enumerate(dict.fromkeys(clients))}
+    template_at, client_at = places_of(templates), places_of(clients)
     return Fold(
         list(template_at),
         list(map(template_at.__getitem__, templates)),
@@ -55,29 +37,9 @@ def fold_columns(
     )
 
 
-def merged(several: Sequence[Passed]) -> Passed:
-    """All of them as one, in order of time."""
-    if len(several) == 1:
-        return several[0]
-    return in_order(
-        [*chain.from_iterable(each.templates for each in several)],
-        [*chain.from_iterable(each.clients for each in several)],
-        [*chain.from_iterable(each.ports for each in several)],
-        [*chain.from_iterable(each.times_ms for each in several)],
-        sum(each.unsure for each in several),
-    )
+_Item = TypeVar("_Item", bound=Hashable)
 
 
-def in_order(templates: list[bytes], clients: list[bytes], ports: list[int], times: list[int], unsure: int) -> Passed:
-    """`Passed` of columns that may not be."""
-    if sorted(times) == times:
-        return Passed(templates, clients, ports, times, unsure)
-    # Two processors write in the order in which they reserved, not in that of their clocks.
-    order = sorted(range(len(times)), key=times.__getitem__)
-    return Passed(
-        [templates[at] for at in order],
-        [clients[at] for at in order],
-        [ports[at] for at in order],
-        [times[at] for at in order],
-        unsure,
-    )
+def places_of(column: Sequence[_Item]) -> dict[_Item, int]:
+    """What is in a column, each once, in the order in which it first came: where it is then."""
+    return {item: at for at, item in enumerate(dict.fromkeys(column))}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from nfq.aes import find_aes
-from nfq.fold import MAX_ROWS, Passed, Row, fold, fold_columns, merged
+from nfq.fold import MAX_ROWS, Row, fold
 from nfq.hook import Hook, Now, Reset
 from nfq.mark import Mark
 from nfq.page import Pages
@@ -34,10 +34,11 @@ PUMP_S: Final = 0.02
 HOLD_S: Final = 0.12
 """An allowed flow's record waits so long: the look-up before it comes by way of another process, at most 50 ms later,
 and the agent compares the two as they arrive."""
+HOLD_MS: Final = int(HOLD_S * 1000)
 MAX_HELD: Final = 4096
-EARLY_S: Final = 0.05
-"""Between two looks at what was let through inside the kernel while there is some; else IDLE_S."""
-IDLE_S: Final = 0.2
+EARLY_S: Final = 0.2
+"""Between two looks at what was let through inside the kernel. It waits there as long as a record waits here, and the
+more of it is read at once, the less each costs, here and at the agent."""
 LOOK_S: Final = 2.0
 """Between two looks whether interfaces have come or gone."""
 _NEVER: Final = float("inf")
@@ -130,7 +131,7 @@ def run(
     early_at = _NEVER if early is None else 0.0
     while running:
         # `now` is of the turn before: what is due waits longer by as long as that took, a batch at most.
-        ready = poll.poll(min(max(due_at - now.monotonic_s, 0.0), IDLE_S))
+        ready = poll.poll(min(max(due_at - now.monotonic_s, 0.0), EARLY_S))
         now = clocks()
         commands: list[Command] = []
         for fd, _ in ready:
@@ -158,18 +159,18 @@ def run(
             timer_at = now.monotonic_s + TIMER_S
             hook.handle_timer(now)
         if early is not None and early.is_waiting:  # what has just been let through is to pass next time
-            early_at = 0.0
-        if early is not None and now.monotonic_s >= early_at and not link.has_room:
-            # The agent does not keep up: what has passed stays in the ring, and its lease ends.
+            early.put_waiting()
+        if early is not None and now.monotonic_s >= early_at:
             early_at = now.monotonic_s + EARLY_S
-        elif early is not None and now.monotonic_s >= early_at:
-            passed = early.take(now.boottime_ms)
-            if passed.ports:
-                hook.count_ahead(len(passed.ports), passed.unsure)
-                held.put_passed(passed)
-                if early.sample is not None and hook.was_queued(*early.sample):
-                    early.count_lost()
-            early_at = now.monotonic_s + (EARLY_S if passed.ports else IDLE_S)
+            if link.has_room:  # or the agent does not keep up: what has passed stays in the ring, and its lease ends
+                passed = early.take(now.boottime_ms, HOLD_MS)
+                if count := len(passed.fold.ports):
+                    hook.count_ahead(count, passed.unsure)
+                    link.put_folded(passed.fold)
+                    if early.sample is not None and hook.was_queued(*early.sample):
+                        early.count_lost()
+                if count >= MAX_ROWS:
+                    early_at = 0.0
             if now.monotonic_s >= look_at:
                 look_at = now.monotonic_s + LOOK_S
                 early.look(lan)
@@ -189,8 +190,8 @@ def run(
     queue.close()
     if early is not None:
         early.stop()
-        while (passed := early.take(0)).ports:
-            held.put_passed(passed)
+        while (passed := early.take(clocks().boottime_ms)).fold.ports:
+            link.put_folded(passed.fold)
         early.close()
     if refused is not None:
         refused.close()
@@ -207,8 +208,6 @@ class _Held:
         self._newer: list[Flow] = []
         self._older_rows: list[Row] = []
         self._newer_rows: list[Row] = []
-        self._older_passed: list[Passed] = []
-        self._newer_passed: list[Passed] = []
         self.release_at = _NEVER
 
     def put(self, event: Flow) -> None:
@@ -229,36 +228,25 @@ class _Held:
         elif self.release_at == _NEVER:
             self.release_at = time.monotonic() + HOLD_S
 
-    def put_passed(self, passed: Passed) -> None:
-        """Flows that were let through inside the kernel."""
-        if self.release_at == _NEVER:
-            self.release_at = time.monotonic() + HOLD_S
-        self._newer_passed.append(passed)
-
     def release(self, now_s: float) -> None:
         """Hand over what has waited long enough; `release_at` says when there will be something again."""
         if now_s < self.release_at:
             return
-        self._hand_over(self._older, self._older_rows, self._older_passed)
+        self._hand_over(self._older, self._older_rows)
         self._older, self._newer = self._newer, []
         self._older_rows, self._newer_rows = self._newer_rows, []
-        self._older_passed, self._newer_passed = self._newer_passed, []
-        is_empty = not (self._older or self._older_rows or self._older_passed)
-        self.release_at = _NEVER if is_empty else now_s + HOLD_S
+        self.release_at = now_s + HOLD_S if self._older or self._older_rows else _NEVER
 
     def close(self) -> None:
         """Everything, at once."""
-        self._hand_over(self._older, self._older_rows, self._older_passed)
-        self._hand_over(self._newer, self._newer_rows, self._newer_passed)
+        self._hand_over(self._older, self._older_rows)
+        self._hand_over(self._newer, self._newer_rows)
 
-    def _hand_over(self, events: list[Flow], rows: list[Row], passed: list[Passed]) -> None:
+    def _hand_over(self, events: list[Flow], rows: list[Row]) -> None:
         for event in events:
             self._link.put(event)
         if rows:
             self._link.put_folded(fold(rows))
-        if passed:  # in one: the more of them there are, the more are alike
-            each = merged(passed)
-            self._link.put_folded(fold_columns(each.templates, each.clients, each.ports, each.times_ms))
 
 
 class _Sender:

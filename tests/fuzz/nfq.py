@@ -253,7 +253,7 @@ def fuzz_early(mutator):
         early.take(now_ms)
         for packet in (ip4(b"", seq=0, flags=2), ip4(data)):
             early.kernel.try_program(early.program, head + packet)
-        for template in early.take(now_ms).templates:
+        for template in early.take(now_ms).fold.templates:
             assert tls.parse(data) == tls.Hello(b"www.example.org", template == b"1")
 
     return one

@@ -11,8 +11,7 @@ from bpf.kernel import KernelError
 from bpf.ring import boottime_ms as now_ms
 from bpf.ring import whole_ms
 from nfq import classifier, tls
-from nfq.early import BLOCKED_MS, Early
-from nfq.fold import Passed, fold_columns, merged
+from nfq.early import BLOCKED_MS, Early, Passed
 from nfq.hook import Hook, Now
 from nfq.mark import Mark
 from nfq.packet import ACK, FIN, PSH, RST, SYN
@@ -79,12 +78,17 @@ class Bench:
         assert tried.result == -1  # whatever it is, it goes on
         return tried.mark
 
+    def taken(self) -> list[bytes]:
+        """Templates of what has passed since the last time."""
+        fold = self.early.take(now_ms()).fold
+        return [fold.templates[which] for which in fold.which]
+
     def visit(self, payload: bytes, **what: object) -> bool:
         """Is a connection that begins so let through? It is on record then, else not."""
         before = self.early.counters["early"]
         self.show(frame(b"", 1000, SYN, **{key: value for key, value in what.items() if key != "flags"}))  # type: ignore[arg-type]
         passed = self.show(frame(payload, **what)) == ALLOW  # type: ignore[arg-type]
-        self.last = self.early.take(now_ms()).templates
+        self.last = self.taken()
         assert self.early.counters["early"] - before == passed == len(self.last)
         return passed
 
@@ -110,7 +114,7 @@ def test_a_known_hello_passes_with_a_mark_and_is_on_record(bench: Bench, hello: 
     bench.known(name, has_ech)
     bench.show(frame(b"", 1000, SYN, family=family, sport=43210))
     assert bench.show(frame(hello, family=family, sport=43210), OTHERS | 0x03000000) == OTHERS | ALLOW
-    (template,), (client,), (sport,), (at_ms,), unsure = bench.early.take(now_ms())
+    ((template,), _, ((at_ms, _),), (client,), _, (sport,)), unsure = bench.early.take(now_ms())
     assert (template, client, sport) == (record_of(family, name, has_ech), CLIENT[family] + MAC, 43210)
     assert 0 <= now_ms() - at_ms < 1000
     assert unsure == has_ech
@@ -318,7 +322,7 @@ def test_what_is_taken_away_is_gone_at_once(bench: Bench) -> None:
     bench.show(frame(b"", 1000, SYN))
     assert bench.show(frame(HELLO)) == ALLOW
     bench.early.forget()
-    assert len(bench.early.take(now_ms()).ports) == 1
+    assert len(bench.taken()) == 1
     assert not bench.visit(HELLO)
     bench.known(NAME, False)
     assert bench.visit(HELLO)
@@ -332,8 +336,8 @@ def test_what_had_passed_before_all_was_forgotten_keeps_its_record(bench: Bench)
     bench.show(frame(b"", 1000, SYN))
     bench.show(frame(HELLO))
     bench.early.forget()
-    assert bench.early.take(now_ms()).templates == [record_of(4, NAME, False)]
-    assert not bench.early.take(now_ms()).ports
+    assert bench.taken() == [record_of(4, NAME, False)]
+    assert not bench.taken()
 
 
 def test_without_a_worker_that_looks_nothing_passes(bench: Bench) -> None:
@@ -352,8 +356,8 @@ def test_a_full_ring_leaves_everything_alone_and_loses_nothing(bench: Bench) -> 
             bench.early._until[0] = now_ms() + 1000
     assert 10_000 < passed < 12_000
     ports: list[int] = []
-    while (taken := bench.early.take(now_ms())).ports:
-        ports += taken.ports
+    while (fold := bench.early.take(now_ms()).fold).ports:
+        ports += fold.ports
     assert ports == list(range(10_000, 10_000 + passed))
     assert bench.visit(HELLO)
 
@@ -370,8 +374,8 @@ def test_all_that_the_hook_allows_passes_next_time_with_the_record_it_would_have
         bench.early.take(now_ms())
         bench.show(frame(b"", 1000, SYN, sport=50_001))
         assert bench.show(frame(hello, sport=50_001)) == ALLOW
-        *columns, unsure = bench.early.take(now_ms())
-        (flow,) = flows_of(fold_columns(*columns))
+        fold, unsure = bench.early.take(now_ms())
+        (flow,) = flows_of(fold)
         assert flow == records[-1]._replace(sport=50_001, at_ms=flow.at_ms)
         flows, blind = hook.counters["flows"], hook.counters.get("blind_ech_unsure", 0)
         hook.count_ahead(1, unsure)
@@ -382,17 +386,35 @@ def test_all_that_the_hook_allows_passes_next_time_with_the_record_it_would_have
         assert not bench.visit(hello, server=server)
 
 
-def test_what_passed_in_several_turns_is_folded_as_one_and_each_keeps_its_own_time() -> None:
+def test_what_passed_just_now_waits_in_the_ring(bench: Bench) -> None:
+    def passes(sport: int, family: int) -> None:
+        bench.show(frame(b"", 1000, SYN, sport=sport, family=family))
+        assert bench.show(frame(HELLO, sport=sport, family=family)) == ALLOW
+
+    def told(passed: Passed) -> list[tuple[int, bytes]]:
+        fold = passed.fold
+        return [(port, fold.clients[who]) for port, who in zip(fold.ports, fold.who, strict=True)]
+
     template = event_bytes(TEMPLATE)
-    one = Passed([template] * 3, [CLIENT[4] + MAC] * 3, [1, 2, 3], [1005, 1006, 1009], 1)
-    other = Passed([template] * 2, [CLIENT[6] + MAC] * 2, [4, 5], [1005, 1010], 0)
-    *columns, unsure = merged([one, other])
-    flows = flows_of(fold_columns(*columns))
-    told = {(flow.sport, flow.at_ms, flow.client) for flow in flows}
-    v4, v6 = CLIENT[4], CLIENT[6]
-    assert told == {(1, 1005, v4), (2, 1006, v4), (3, 1009, v4), (4, 1005, v6), (5, 1010, v6)}
-    assert unsure == 1
-    assert merged([one]) is one
+    bench.early.forget()
+    for family in (4, 6):
+        bench.early.admit(CLIENT[family] + MAC, 1, now_ms() + 60_000)
+        bench.early.allow(1, NAME, SERVER[family], 443, False, template)
+    bench.early.take(now_ms())
+    for number in range(3):
+        passes(1001 + number, 4)
+    time.sleep(0.3)
+    for number in range(2):
+        passes(1004 + number, 6)
+    first = bench.early.take(now_ms(), 200)
+    assert told(first) == [(1001 + number, CLIENT[4] + MAC) for number in range(3)]
+    assert first.fold.templates == [template], "each once"
+    assert not bench.early.take(now_ms(), 200).fold.ports
+    passes(1006, 4)
+    time.sleep(0.2)
+    second = bench.early.take(now_ms(), 100)
+    assert told(second) == [(1004, CLIENT[6] + MAC), (1005, CLIENT[6] + MAC), (1006, CLIENT[4] + MAC)]
+    assert all(now_ms() - 400 < flow.at_ms <= now_ms() - 200 for flow in flows_of(second.fold))
 
 
 def test_another_policy_and_another_group_are_asked_at_once(bench: Bench) -> None:
