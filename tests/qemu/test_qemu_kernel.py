@@ -23,7 +23,7 @@ nft -f - <<'END'
 table inet bare {
 	chain first {
 		type filter hook forward priority mangle - 1;
-		meta mark & 0xf000000 == 0x8000000 counter
+		meta mark & 0x8000000 != 0 counter
 	}
 }
 END"""
@@ -85,7 +85,7 @@ def test_what_is_asked_again_is_answered_in_the_kernel_and_on_record(router: Rou
 def test_the_second_connection_needs_no_queue_and_is_on_record_like_the_first(router: Router) -> None:
     network = router.network
     router.wait_until_protecting()
-    assert " == 0x08000000 goto listed" in router.run("nft list chain inet gatehouse first")
+    assert " == 0x0c000000 goto listed" in router.run("nft list chain inet gatehouse first")
     router.run(BARE)
     assert router.counters("nfq/0")["early_interfaces"] == 1
     for address in (SITE, SITE6):
@@ -101,7 +101,7 @@ def test_the_second_connection_needs_no_queue_and_is_on_record_like_the_first(ro
     found = router.counters("nfq/0")
     assert (found["early"], found["early_lost"], found["early_unknown"]) == (6, 0, 0)
     (packets,) = re.findall(r"counter packets (\d+)", router.run("nft list table inet bare"))
-    assert int(packets) >= 12 * 3, "SYN, ACK, FIN or RST of each"
+    assert int(packets) >= 8 * 3 + 4 * 2, "SYN, ACK, FIN or RST of each; of four, before they are blocked"
     rows = router.rows("--kind flow", "--domain www.example.org")
     assert len(rows) == 8
     for client, address in ((CLIENT, SITE), (CLIENT6, SITE6)):
@@ -112,3 +112,7 @@ def test_the_second_connection_needs_no_queue_and_is_on_record_like_the_first(ro
         for what in ("mac", "name", "dport", "seen", "verdict", "reason", "rule", "group"):
             assert len({str(row.get(what)) for row in those}) == 1, what
     assert [row["verdict"] for row in router.rows("--kind flow", "--domain casino.example")] == ["block"] * 4
+    for address in (SITE, SITE6):  # encrypted DNS
+        assert "refused" in network.run("lan", "bash", "-c", f"exec 3<>/dev/tcp/{address}/853").stderr
+    refused = {(row["dst"], row["dport"]) for row in router.rows("--kind flow") if row["rule"] == "bypass:dot"}
+    assert refused == {(SITE, 853), (SITE6, 853)}
