@@ -53,7 +53,7 @@ SLOTS6, SLOT6 = 1 << 12, Struct("=16s16sII")
 """Connections whose first octet is awaited, and what is noted of each: addresses, ports as they stand in the packet,
 the number of that octet. By a hash of the first three; a later one takes the place of an earlier one."""
 
-BLOCKED_BITS: Final = 13
+BLOCKED_BITS: Final = 14
 BLOCKED: Final = Struct(f"={1 << BLOCKED_BITS}B")
 """One octet for each value of a connection's hash: not 0 if one of them was blocked lately."""
 

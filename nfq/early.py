@@ -307,7 +307,8 @@ class Early:
             if not known:
                 return _NONE_PASSED
             times, who, which, ports = ([column[at] for at in known] for column in (times, who, which, ports))
-        self.sample = (templates[which[0]], clients[who[0]], ports[0], times[0]), half
+        else:
+            self.sample = (templates[which[0]], clients[who[0]], ports[0], times[0]), half
         if sorted(times) != times:
             order = sorted(range(len(times)), key=times.__getitem__)
             times, who, which, ports = ([column[at] for at in order] for column in (times, who, which, ports))
