@@ -90,6 +90,18 @@ def test_rules_removed_by_hand_are_missed(lab: Lab, damage: str) -> None:
     drive(lab, "firewall.remove()")
 
 
+def test_ways_to_our_chains_that_another_version_left_are_taken_away(lab: Lab) -> None:
+    drive(lab, "firewall.apply()")
+    before = saved(lab)
+    for rule in ("mangle -I FORWARD 1 -j GH-QUEUE", "filter -A FORWARD -i br-lan -j GH-VERDICT"):
+        lab.run("router", f"iptables -t {rule}", check=True)
+    drive(lab, "firewall.apply()")
+    assert saved(lab) == before
+    lab.run("router", "iptables -t mangle -I FORWARD 1 -j GH-QUEUE", check=True)
+    drive(lab, "firewall.remove()")
+    assert "GH-" not in saved(lab)
+
+
 def without_queue(text: str) -> str:
     return re.sub(r"counter queue (flags bypass )?to [0-9-]+", "counter", text)
 
