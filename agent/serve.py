@@ -314,7 +314,9 @@ class Agent:
         """Tell each hook what is known of the clients' addresses: all of it to a new one, else what changed."""
         changed = dict(self.addresses.take_changes())
         for address in self.desk.take_changes():
-            changed.setdefault(address, self.addresses.identify(address))
+            # Without a look at the kernel's table: if a device that has just been logged in is not there yet, its first
+            # record, which may come at once, could not look again for half a second.
+            changed.setdefault(address, self.addresses.peek(address))
         workers = {(worker.name, worker.pid) for worker in self.intake.workers(now_ms)}
         facts = self.addresses.items() if workers - self._briefed else changed.items()
         self._briefed = workers
