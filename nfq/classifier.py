@@ -54,8 +54,8 @@ SLOTS6, SLOT6 = 1 << 12, Struct("=16s16sII")
 the number of that octet. By a hash of the first three; a later one takes the place of an earlier one."""
 
 BLOCKED_BITS: Final = 14
-BLOCKED: Final = Struct(f"={1 << BLOCKED_BITS}B")
-"""One octet for each value of a connection's hash: not 0 if one of them was blocked lately."""
+BLOCKED: Final = 1 << BLOCKED_BITS
+"""Octets, one for each value of a connection's hash: not 0 if one of them was blocked lately."""
 
 _FIN_SYN_RST_URG, _SYN, _ACK = 0x27, 0x02, 0x10
 _SPREAD: Final = 0x9E3779B97F4A7C15
@@ -88,7 +88,7 @@ class Maps(NamedTuple):
     control: int
     """An array of one element, 64 bits: until when (ms since boot) there is a worker behind this program."""
     blocked: int
-    """An array of one element, BLOCKED."""
+    """An array of one element, of BLOCKED octets."""
     ring: int
 
 

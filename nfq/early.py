@@ -11,7 +11,6 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
@@ -38,7 +37,7 @@ from nfq.classifier import (
     hash_of,
     program,
 )
-from nfq.fold import MAX_ROWS, Row, places_of
+from nfq.fold import MAX_ROWS, Row, fold_columns
 from nfq.mark import Mark
 from policy.frame import Fold
 
@@ -122,13 +121,11 @@ class Early:
         self._hello_map = create(MapType.HASH, *size, MAX_HELLOS, flags=NO_PREALLOC, name="gh_hellos")
         self._scratch = create(MapType.PERCPU_ARRAY, 4, SCRATCH, 1, name="gh_scratch")
         self._control_map = create(MapType.ARRAY, 4, 8, 1, flags=MMAPABLE, name="gh_control")
-        self._blocked_map = create(MapType.ARRAY, 4, BLOCKED.size, 1, flags=MMAPABLE, name="gh_blocked")
+        self._blocked_map = create(MapType.ARRAY, 4, BLOCKED, 1, flags=MMAPABLE, name="gh_blocked")
         self._ring = Ring(kernel, RING, EVENT.size, name="gh_passed")
         page = mmap.mmap(self._control_map, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._until = memoryview(page).cast("Q")
-        self._blocked_table = mmap.mmap(
-            self._blocked_map, BLOCKED.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
-        )
+        self._blocked_table = mmap.mmap(self._blocked_map, BLOCKED, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         maps = Maps(
             self._slots4, self._slots6, self._client_map, self._hello_map, self._scratch, self._control_map,
             self._blocked_map, self._ring.fd,
@@ -312,15 +309,7 @@ class Early:
         if sorted(times) != times:
             order = sorted(range(len(times)), key=times.__getitem__)
             times, who, which, ports = ([column[at] for at in order] for column in (times, who, which, ports))
-        template_at, client_at = places_of(which), places_of(who)
-        fold = Fold(
-            list(map(templates.__getitem__, template_at)),
-            list(map(template_at.__getitem__, which)),
-            list(Counter(times).items()),
-            list(map(clients.__getitem__, client_at)),
-            list(map(client_at.__getitem__, who)),
-            ports,
-        )
+        fold = fold_columns(which, who, ports, times, templates.__getitem__, clients.__getitem__)
         return Passed(fold, sum(map((1).__and__, which)))
 
 

@@ -357,10 +357,11 @@ def missing_parts(plan: rules.Plan, backend: str = "auto") -> list[str]:
             return [f"chain {name}" for name, lines in wanted.items() if listed.get(name, -1) < lines]
     missing = []
     for family, tool in _FAMILIES:
-        there = kernel.count_iptables(_said([f"{tool}-save"]))
+        said = _said([f"{tool}-save"])
+        there = kernel.count_iptables(said)
         wanted = kernel.count_iptables(rules.iptables(plan, family))
         missing += [f"{tool} {chain}" for chain, lines in wanted.items() if there.get(chain, -1) < lines]
-        jumps, _ = kernel.find_ours(_said([f"{tool}-save"]))
+        jumps, _ = kernel.find_ours(said)
         missing += [
             f"{tool} {chain} {rule}" for _, chain, rule in _without(_plain(rules.jumps(plan, family)), _plain(jumps))
         ]

@@ -300,18 +300,18 @@ class Hook:
         decision = self.decider.decide_address(packet.dst, group, now.wall_s)
         if decision.verdict != Verdict.BLOCK:
             return 0
-        self._flows.decide(key, _BLOCK, packet.seq)
-        self._record(key, mac, Sight(), self._known(b"", decision, group), now)
-        self._counts["blocked"] += 1
-        return _BLOCK
+        return self._refuse(key, packet, mac, decision, group, now)
 
     def _receive_dot(self, key: Key, packet: Packet, mac: bytes, now: Now) -> int:
         """The first packet to the port of encrypted DNS: the rules refuse it to everybody. Here it goes on record."""
-        known = self._known(b"", _DOT, self.decider.group_of(packet.src, mac))
+        return self._refuse(key, packet, mac, _DOT, self.decider.group_of(packet.src, mac), now)
+
+    def _refuse(self, key: Key, packet: Packet, mac: bytes, decision: Decision, group: int, now: Now) -> int:
+        """Block a flow at its first packet, for where it goes. A SYN has left nothing at the server to be reset."""
         self._flows.decide(key, _BLOCK, packet.seq)
-        self._record(key, mac, Sight(), known, now)
+        self._record(key, mac, Sight(), self._known(b"", decision, group), now)
         if packet.payload:
-            self._block(packet, Sight(), _DOT)
+            self._block(packet, Sight(), decision)
         else:
             self._counts["blocked"] += 1
         return _BLOCK

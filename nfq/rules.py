@@ -319,8 +319,6 @@ def nft(plan: Plan) -> str:
         " chain first {",
         "  type filter hook forward priority mangle; policy accept;",
         f"  iifname != {lan} return",
-    ]
-    lines += [
         *([f"  meta mark & {plan.mask:#x} == {syn:#x} goto listed"] if plan.early else []),
         f"  meta mark & {plan.mask:#x} != 0 return",
         f"  ct mark & {plan.mask:#x} == {allow:#x} return",
@@ -341,7 +339,7 @@ def nft(plan: Plan) -> str:
         " }",
         " chain dot {",
         f"  ct mark set ct mark & {keep:#x} | {block:#x}",
-        f"  meta mark set meta mark & {keep:#x} | {stopped:#x}",
+        "  jump stopped",
         "  goto ask",
         " }",
         " chain listed {",
